@@ -1,0 +1,32 @@
+// The seam between the ops and the CUDA kernels: plain C++ signatures, no CUDA and no torch headers.
+//
+// Each function enqueues on `stream` (a cudaStream_t) of the current device and returns the cudaError_t of the launch,
+// 0 when all is well; error_string() names it. Callers have checked every argument; no rows or no width means no launch
+// where nothing is to be written.
+#pragma once
+
+#include "args.h"
+
+namespace void_ext::cuda {
+
+int add_l2norm(const AddL2NormArgs& args, void* stream);
+int add_rms_norm(const AddRmsNormArgs& args, void* stream);
+int row_l2norm(const RowL2NormArgs& args, void* stream);
+int void_mask(const VoidMaskArgs& args, void* stream);
+int exit_select(const ExitSelectArgs& args, void* stream);
+
+const char* error_string(int error);
+
+// Makes `device` current and restores the previous one when destroyed.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_;
+};
+
+}  // namespace void_ext::cuda
