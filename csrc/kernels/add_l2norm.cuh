@@ -1,0 +1,109 @@
+// add_l2norm: h = residual + update in float32, rounded to the rows' dtype; norms[row] = ||h|| of the rounded h, and on
+// request updates[row] = ||h - residual||. A row is read once and written once.
+// Mapping: a row to blockDim.x threads (common/reduce.cuh), which hold kPacksPerThread 16-byte packs of each operand at
+// a time; all loads of a chunk are issued before the first sum.
+#pragma once
+
+#include "../args.h"
+#include "common/reduce.cuh"
+
+namespace void_ext::kernels {
+
+// One row of the addition, chunk by chunk: the part that add_rms_norm shares.
+template <typename T, bool kAligned, bool kUpdates>
+struct AddRow {
+  using Bits = typename Element<T>::Bits;
+
+  const Bits* residual;
+  const Bits* update;
+  Bits* out;
+  int64_t width, packs;
+  Squares stream, change;
+
+  __device__ __forceinline__ AddRow(const AddL2NormArgs& args, int64_t row)
+      : residual(static_cast<const Bits*>(args.residual) + row * args.residual_stride),
+        update(static_cast<const Bits*>(args.update) + row * args.update_stride),
+        out(static_cast<Bits*>(args.out) + row * args.out_stride),
+        width(args.width),
+        packs(pack_count<T>(args.width)) {}
+
+  // Adds packs first, first + blockDim.x, …; leaves them in `h`, rounded.
+  __device__ __forceinline__ void add_chunk(int64_t first, Pack (&h)[kPacksPerThread]) {
+    Pack r[kPacksPerThread], u[kPacksPerThread];
+#pragma unroll
+    for (int k = 0; k < kPacksPerThread; ++k) {
+      const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+      r[k] = u[k] = Pack{};
+      if (index < packs) {
+        r[k] = load_pack<T, kAligned>(residual, index, width);
+        u[k] = load_pack<T, kAligned>(update, index, width);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kPacksPerThread; ++k) {
+      const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+      float x[kPackSize<T>], y[kPackSize<T>];
+      widen<T>(r[k], x);
+      widen<T>(u[k], y);
+#pragma unroll
+      for (int i = 0; i < kPackSize<T>; ++i) y[i] = __fadd_rn(x[i], y[i]);
+      h[k] = narrow<T>(y);
+      if (index < packs) store_pack<T, kAligned>(out, index, width, h[k]);
+      widen<T>(h[k], y);  // the norm is that of the stream as stored
+      stream.add(k, y);
+      if constexpr (kUpdates) {
+#pragma unroll
+        for (int i = 0; i < kPackSize<T>; ++i) y[i] = __fsub_rn(y[i], x[i]);
+        change.add(k, y);
+      }
+    }
+  }
+
+  // The row's norms, written by its first thread; returns the sum of h's squares to all of them.
+  __device__ __forceinline__ float finish(const AddL2NormArgs& args, int64_t row) {
+    float sums[kUpdates ? 2 : 1];
+    sums[0] = stream.total();
+    if constexpr (kUpdates) sums[1] = change.total();
+    row_sum(sums);
+    if (threadIdx.x == 0) {
+      args.norms[row * args.norms_stride] = __fsqrt_rn(sums[0]);
+      if constexpr (kUpdates) args.updates[row * args.updates_stride] = __fsqrt_rn(sums[1]);
+    }
+    return sums[0];
+  }
+};
+
+template <typename T, bool kAligned, bool kUpdates>
+__global__ void __launch_bounds__(kMaxThreadsPerRow) add_l2norm_kernel(const AddL2NormArgs args) {
+  for (int64_t row = first_row(); row < args.rows; row += row_step()) {
+    AddRow<T, kAligned, kUpdates> add(args, row);
+    for (int64_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+      Pack h[kPacksPerThread];
+      add.add_chunk(first, h);
+    }
+    add.finish(args, row);
+    before_next_row(row, args.rows);
+  }
+}
+
+// ---- launch ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+bool add_aligned(const AddL2NormArgs& args) {
+  return args.width % kPackSize<T> == 0 && rows_aligned<T>(args.residual, args.residual_stride) &&
+         rows_aligned<T>(args.update, args.update_stride) && rows_aligned<T>(args.out, args.out_stride);
+}
+
+template <typename Launch>
+int launch_add_l2norm(const AddL2NormArgs& args, Launch&& launch) {
+  if (args.rows == 0) return cudaSuccess;
+  return with_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    auto kernel = add_aligned<T>(args)
+                      ? (args.updates ? add_l2norm_kernel<T, true, true> : add_l2norm_kernel<T, true, false>)
+                      : (args.updates ? add_l2norm_kernel<T, false, true> : add_l2norm_kernel<T, false, false>);
+    return launch_rows<T>(launch, kernel, args.rows, args.width, args);
+  });
+}
+
+}  // namespace void_ext::kernels

@@ -1,0 +1,87 @@
+// How rows are mapped to threads, and the sum over a row's threads. A row gets blockDim.x threads, a number that
+// depends on its width alone; rows of up to one warp share a block (blockDim.y of them), so such a block needs no
+// barrier. The number of rows chooses the grid and nothing else: a row's sum has the same bits alone or in any batch.
+#pragma once
+
+#include <cstdint>
+
+#include "vec.cuh"
+
+namespace void_ext::kernels {
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreadsPerRow = 1024;
+constexpr int kWarpRowsPerBlock = 4;
+constexpr int64_t kMaxGrid = 2147483647;  // gridDim.x; the kernels loop over what is beyond
+
+// A whole number of warps in which every thread holds at most kPacksPerThread packs, as far as a block's size allows.
+template <typename T>
+inline int threads_per_row(int64_t width) {
+  const int64_t warps = (pack_count<T>(width) + kWarp * kPacksPerThread - 1) / (kWarp * kPacksPerThread);
+  if (warps < 1) return kWarp;
+  return warps * kWarp < kMaxThreadsPerRow ? static_cast<int>(warps * kWarp) : kMaxThreadsPerRow;
+}
+
+// Calls `launch` with a grid of rows of `width` elements each.
+template <typename T, typename Launch, typename Args>
+int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t width, const Args& args) {
+  const int threads = threads_per_row<T>(width);
+  const int rows_per_block = threads == kWarp ? kWarpRowsPerBlock : 1;
+  const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
+  const dim3 grid(static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid));
+  return launch(kernel, grid, dim3(threads, rows_per_block), args);
+}
+
+__device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
+__device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
+
+// Sums over a row's threads; every thread receives the totals. The exchange is symmetric and float addition commutes,
+// so all threads hold the same bits. All threads of the block must call it when blockDim.x is more than a warp, and a
+// barrier must come between two calls.
+template <int kSums>
+__device__ __forceinline__ void row_sum(float (&sums)[kSums]) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+  }
+  if (blockDim.x == kWarp) return;
+
+  __shared__ float warp_sums[kSums][kWarp];
+  const int lane = threadIdx.x % kWarp;
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) warp_sums[i][threadIdx.x / kWarp] = sums[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) sums[i] = lane < blockDim.x / kWarp ? warp_sums[i][lane] : 0.0f;
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+  }
+}
+
+// The barrier that row_sum asks for, at the end of a row's work, where another row follows.
+__device__ __forceinline__ void before_next_row(int64_t row, int64_t rows) {
+  if (blockDim.x > kWarp && row + row_step() < rows) __syncthreads();
+}
+
+// A thread's running sum of squares, one chain for each pack it holds at once: shorter chains, smaller rounding error.
+struct Squares {
+  float chain[kPacksPerThread] = {};
+
+  template <int kSize>
+  __device__ __forceinline__ void add(int slot, const float (&x)[kSize]) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) chain[slot] = __fmaf_rn(x[i], x[i], chain[slot]);
+  }
+
+  __device__ __forceinline__ float total() const {
+    static_assert(kPacksPerThread == 4, "the order of this sum is part of the result");
+    return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+  }
+};
+
+}  // namespace void_ext::kernels

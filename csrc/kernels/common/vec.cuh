@@ -1,0 +1,87 @@
+// A row is cut into packs of 16 bytes; pack p belongs to thread p mod (threads per row). An aligned row moves its packs
+// with 128-bit accesses, any other row element by element: the same element stays with the same thread, at the same
+// place in its sum, so that alignment never changes a bit of the result.
+#pragma once
+
+#include <cstdint>
+
+#include "dtypes.cuh"
+
+namespace void_ext::kernels {
+
+constexpr int kPackBytes = 16;
+constexpr int kPackWords = kPackBytes / 4;
+
+// Packs a thread holds at once: as many loads of each operand are in flight before the first is used.
+constexpr int kPacksPerThread = 4;
+
+template <typename T>
+constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(typename Element<T>::Bits));
+
+struct alignas(kPackBytes) Pack {
+  uint32_t word[kPackWords];
+};
+
+template <typename T>
+__host__ __device__ __forceinline__ int64_t pack_count(int64_t width) {
+  return (width + kPackSize<T> - 1) / kPackSize<T>;
+}
+
+// Whether rows at `pointer + row * stride` all start on a pack boundary.
+template <typename T>
+inline bool rows_aligned(const void* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % kPackBytes == 0 && stride % kPackSize<T> == 0;
+}
+
+// `index` must be below pack_count. Elements past the row's end read as zero, which adds nothing to a sum of squares.
+template <typename T, bool kAligned>
+__device__ __forceinline__ Pack load_pack(const typename Element<T>::Bits* row, int64_t index, int64_t width) {
+  if constexpr (kAligned) {
+    return reinterpret_cast<const Pack*>(row)[index];
+  } else {
+    constexpr int kPerWord = kPackSize<T> / kPackWords;
+    const int64_t first = index * kPackSize<T>;
+    Pack pack{};
+#pragma unroll
+    for (int i = 0; i < kPackSize<T>; ++i) {
+      if (first + i < width) {
+        pack.word[i / kPerWord] |= static_cast<uint32_t>(row[first + i]) << (i % kPerWord * 16);
+      }
+    }
+    return pack;
+  }
+}
+
+template <typename T, bool kAligned>
+__device__ __forceinline__ void store_pack(typename Element<T>::Bits* row, int64_t index, int64_t width,
+                                           const Pack& pack) {
+  if constexpr (kAligned) {
+    reinterpret_cast<Pack*>(row)[index] = pack;
+  } else {
+    using Bits = typename Element<T>::Bits;
+    constexpr int kPerWord = kPackSize<T> / kPackWords;
+    const int64_t first = index * kPackSize<T>;
+#pragma unroll
+    for (int i = 0; i < kPackSize<T>; ++i) {
+      if (first + i < width) {
+        row[first + i] = static_cast<Bits>(pack.word[i / kPerWord] >> (i % kPerWord * 16));
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void widen(const Pack& pack, float (&x)[kPackSize<T>]) {
+#pragma unroll
+  for (int i = 0; i < kPackWords; ++i) Element<T>::widen(pack.word[i], x + i * (kPackSize<T> / kPackWords));
+}
+
+template <typename T>
+__device__ __forceinline__ Pack narrow(const float (&x)[kPackSize<T>]) {
+  Pack pack;
+#pragma unroll
+  for (int i = 0; i < kPackWords; ++i) pack.word[i] = Element<T>::narrow(x + i * (kPackSize<T> / kPackWords));
+  return pack;
+}
+
+}  // namespace void_ext::kernels

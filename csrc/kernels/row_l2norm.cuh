@@ -1,0 +1,51 @@
+// row_l2norm: norms[row] = ||stream||, for a stream whose addition cannot be reached. Same mapping and order of
+// summation as add_l2norm, hence the same bits for the same row.
+#pragma once
+
+#include "../args.h"
+#include "common/reduce.cuh"
+
+namespace void_ext::kernels {
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreadsPerRow) row_l2norm_kernel(const RowL2NormArgs args) {
+  using Bits = typename Element<T>::Bits;
+  const int64_t packs = pack_count<T>(args.width);
+  for (int64_t row = first_row(); row < args.rows; row += row_step()) {
+    const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
+    Squares squares;
+    for (int64_t first = threadIdx.x; first < packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+      Pack h[kPacksPerThread];
+#pragma unroll
+      for (int k = 0; k < kPacksPerThread; ++k) {
+        const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+        h[k] = index < packs ? load_pack<T, kAligned>(stream, index, args.width) : Pack{};
+      }
+#pragma unroll
+      for (int k = 0; k < kPacksPerThread; ++k) {
+        float x[kPackSize<T>];
+        widen<T>(h[k], x);
+        squares.add(k, x);
+      }
+    }
+    float sum[1] = {squares.total()};
+    row_sum(sum);
+    if (threadIdx.x == 0) args.norms[row * args.norms_stride] = __fsqrt_rn(sum[0]);
+    before_next_row(row, args.rows);
+  }
+}
+
+// ---- launch ---------------------------------------------------------------------------------------------------------
+
+template <typename Launch>
+int launch_row_l2norm(const RowL2NormArgs& args, Launch&& launch) {
+  if (args.rows == 0) return cudaSuccess;
+  return with_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const bool aligned = args.width % kPackSize<T> == 0 && rows_aligned<T>(args.stream, args.stream_stride);
+    auto kernel = aligned ? row_l2norm_kernel<T, true> : row_l2norm_kernel<T, false>;
+    return launch_rows<T>(launch, kernel, args.rows, args.width, args);
+  });
+}
+
+}  // namespace void_ext::kernels
