@@ -17,7 +17,8 @@ struct AddRow {
   const Bits* residual;
   const Bits* update;
   Bits* out;
-  int64_t width, packs;
+  int64_t width;
+  uint32_t packs;
   Squares stream, change;
 
   __device__ __forceinline__ AddRow(const AddL2NormArgs& args, int64_t row)
@@ -28,11 +29,11 @@ struct AddRow {
         packs(pack_count<T>(args.width)) {}
 
   // Adds packs first, first + blockDim.x, …; leaves them in `h`, rounded.
-  __device__ __forceinline__ void add_chunk(int64_t first, Pack (&h)[kPacksPerThread]) {
+  __device__ __forceinline__ void add_chunk(uint32_t first, Pack (&h)[kPacksPerThread]) {
     Pack r[kPacksPerThread], u[kPacksPerThread];
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {
-      const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+      const uint32_t index = first + k * blockDim.x;
       r[k] = u[k] = Pack{};
       if (index < packs) {
         r[k] = load_pack<T, kAligned>(residual, index, width);
@@ -41,7 +42,7 @@ struct AddRow {
     }
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {
-      const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+      const uint32_t index = first + k * blockDim.x;
       float x[kPackSize<T>], y[kPackSize<T>];
       widen<T>(r[k], x);
       widen<T>(u[k], y);
@@ -77,7 +78,7 @@ template <typename T, bool kAligned, bool kUpdates>
 __global__ void __launch_bounds__(kMaxThreadsPerRow) add_l2norm_kernel(const AddL2NormArgs args) {
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     AddRow<T, kAligned, kUpdates> add(args, row);
-    for (int64_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+    for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
       add.add_chunk(first, h);
     }

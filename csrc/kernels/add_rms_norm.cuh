@@ -38,14 +38,14 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kerne
     add.add_chunk(threadIdx.x, h);
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {  // before the reduction, which hides their latency
-      const int64_t index = threadIdx.x + k * static_cast<int64_t>(blockDim.x);
+      const uint32_t index = threadIdx.x + k * blockDim.x;
       w[k] = index < add.packs ? load_pack<T, true>(weight, index, add.width) : Pack{};
     }
     const float scale = rms_scale(add.finish(args.add, row), add.width, args.eps);
     Bits* normed = static_cast<Bits*>(args.normed) + row * args.normed_stride;
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {
-      const int64_t index = threadIdx.x + k * static_cast<int64_t>(blockDim.x);
+      const uint32_t index = threadIdx.x + k * blockDim.x;
       if (index < add.packs) store_pack<T, true>(normed, index, add.width, scale_pack<T>(h[k], w[k], scale));
     }
     before_next_row(row, args.add.rows);
@@ -58,13 +58,13 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_reread_kernel(
   const Bits* weight = static_cast<const Bits*>(args.weight);
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {
     AddRow<T, kAligned, kUpdates> add(args.add, row);
-    for (int64_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+    for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
       add.add_chunk(first, h);
     }
     const float scale = rms_scale(add.finish(args.add, row), add.width, args.eps);
     Bits* normed = static_cast<Bits*>(args.normed) + row * args.normed_stride;
-    for (int64_t index = threadIdx.x; index < add.packs; index += blockDim.x) {
+    for (uint32_t index = threadIdx.x; index < add.packs; index += blockDim.x) {
       const Pack h = load_pack<T, kAligned>(add.out, index, add.width);
       const Pack w = load_pack<T, kAligned>(weight, index, add.width);
       store_pack<T, kAligned>(normed, index, add.width, scale_pack<T>(h, w, scale));

@@ -26,21 +26,21 @@ __device__ __forceinline__ bool layer_active(const float* norms, int64_t layer, 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow) exit_select_kernel(const ExitSelectArgs args) {
   using Bits = typename Element<T>::Bits;
-  const int64_t packs = pack_count<T>(args.width);
+  const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     if (!layer_active(args.norms + row * args.norms_stride, args.layer, args.alpha)) continue;
     const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
     Bits* kept = static_cast<Bits*>(args.kept) + row * args.kept_stride;
-    for (int64_t first = threadIdx.x; first < packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+    for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
 #pragma unroll
       for (int k = 0; k < kPacksPerThread; ++k) {
-        const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+        const uint32_t index = first + k * blockDim.x;
         if (index < packs) h[k] = load_pack<T, kAligned>(stream, index, args.width);
       }
 #pragma unroll
       for (int k = 0; k < kPacksPerThread; ++k) {
-        const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+        const uint32_t index = first + k * blockDim.x;
         if (index < packs) store_pack<T, kAligned>(kept, index, args.width, h[k]);
       }
     }

@@ -10,15 +10,15 @@ namespace void_ext::kernels {
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow) row_l2norm_kernel(const RowL2NormArgs args) {
   using Bits = typename Element<T>::Bits;
-  const int64_t packs = pack_count<T>(args.width);
+  const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
     Squares squares;
-    for (int64_t first = threadIdx.x; first < packs; first += kPacksPerThread * static_cast<int64_t>(blockDim.x)) {
+    for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
 #pragma unroll
       for (int k = 0; k < kPacksPerThread; ++k) {
-        const int64_t index = first + k * static_cast<int64_t>(blockDim.x);
+        const uint32_t index = first + k * blockDim.x;
         h[k] = index < packs ? load_pack<T, kAligned>(stream, index, args.width) : Pack{};
       }
 #pragma unroll

@@ -17,14 +17,15 @@ constexpr int64_t kMaxGrid = 2147483647;  // gridDim.x; the kernels loop over wh
 // A whole number of warps in which every thread holds at most kPacksPerThread packs, as far as a block's size allows.
 template <typename T>
 inline int threads_per_row(int64_t width) {
-  const int64_t warps = (pack_count<T>(width) + kWarp * kPacksPerThread - 1) / (kWarp * kPacksPerThread);
-  if (warps < 1) return kWarp;
-  return warps * kWarp < kMaxThreadsPerRow ? static_cast<int>(warps * kWarp) : kMaxThreadsPerRow;
+  const uint32_t warps = (pack_count<T>(width) + kWarp * kPacksPerThread - 1) / (kWarp * kPacksPerThread);
+  constexpr uint32_t kMaxWarps = kMaxThreadsPerRow / kWarp;
+  return kWarp * static_cast<int>(warps < 1 ? 1 : warps < kMaxWarps ? warps : kMaxWarps);
 }
 
 // Calls `launch` with a grid of rows of `width` elements each.
 template <typename T, typename Launch, typename Args>
 int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t width, const Args& args) {
+  if (width > kMaxPacks * kPackSize<T>) return cudaErrorInvalidValue;
   const int threads = threads_per_row<T>(width);
   const int rows_per_block = threads == kWarp ? kWarpRowsPerBlock : 1;
   const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;

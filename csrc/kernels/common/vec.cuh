@@ -22,9 +22,12 @@ struct alignas(kPackBytes) Pack {
   uint32_t word[kPackWords];
 };
 
+// Rows are addressed with 64 bits, packs within a row with 32: fewer instructions, and room for 2^32 elements a row.
+constexpr int64_t kMaxPacks = int64_t{1} << 30;
+
 template <typename T>
-__host__ __device__ __forceinline__ int64_t pack_count(int64_t width) {
-  return (width + kPackSize<T> - 1) / kPackSize<T>;
+__host__ __device__ __forceinline__ uint32_t pack_count(int64_t width) {
+  return static_cast<uint32_t>((width + kPackSize<T> - 1) / kPackSize<T>);
 }
 
 // Whether rows at `pointer + row * stride` all start on a pack boundary.
@@ -35,37 +38,35 @@ inline bool rows_aligned(const void* pointer, int64_t stride) {
 
 // `index` must be below pack_count. Elements past the row's end read as zero, which adds nothing to a sum of squares.
 template <typename T, bool kAligned>
-__device__ __forceinline__ Pack load_pack(const typename Element<T>::Bits* row, int64_t index, int64_t width) {
+__device__ __forceinline__ Pack load_pack(const typename Element<T>::Bits* row, uint32_t index, int64_t width) {
   if constexpr (kAligned) {
     return reinterpret_cast<const Pack*>(row)[index];
   } else {
     constexpr int kPerWord = kPackSize<T> / kPackWords;
-    const int64_t first = index * kPackSize<T>;
+    row += static_cast<int64_t>(index) * kPackSize<T>;
+    const int64_t left = width - static_cast<int64_t>(index) * kPackSize<T>;
     Pack pack{};
 #pragma unroll
     for (int i = 0; i < kPackSize<T>; ++i) {
-      if (first + i < width) {
-        pack.word[i / kPerWord] |= static_cast<uint32_t>(row[first + i]) << (i % kPerWord * 16);
-      }
+      if (i < left) pack.word[i / kPerWord] |= static_cast<uint32_t>(row[i]) << (i % kPerWord * 16);
     }
     return pack;
   }
 }
 
 template <typename T, bool kAligned>
-__device__ __forceinline__ void store_pack(typename Element<T>::Bits* row, int64_t index, int64_t width,
+__device__ __forceinline__ void store_pack(typename Element<T>::Bits* row, uint32_t index, int64_t width,
                                            const Pack& pack) {
   if constexpr (kAligned) {
     reinterpret_cast<Pack*>(row)[index] = pack;
   } else {
     using Bits = typename Element<T>::Bits;
     constexpr int kPerWord = kPackSize<T> / kPackWords;
-    const int64_t first = index * kPackSize<T>;
+    row += static_cast<int64_t>(index) * kPackSize<T>;
+    const int64_t left = width - static_cast<int64_t>(index) * kPackSize<T>;
 #pragma unroll
     for (int i = 0; i < kPackSize<T>; ++i) {
-      if (first + i < width) {
-        row[first + i] = static_cast<Bits>(pack.word[i / kPerWord] >> (i % kPerWord * 16));
-      }
+      if (i < left) row[i] = static_cast<Bits>(pack.word[i / kPerWord] >> (i % kPerWord * 16));
     }
   }
 }
