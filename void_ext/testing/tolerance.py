@@ -1,0 +1,80 @@
+"""The one table of float tolerances. Every entry says where its number comes from; an exception is a new entry.
+
+Masks, copies, the stream an op returns and the logits of a traced model have no entry: they are compared bitwise
+(``assert_bits_equal``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``|actual - expected| <= atol + rtol * |expected|``, and why."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _norm(dtype: torch.dtype, width: int) -> Tolerance:
+    del dtype  # norms are float32 whatever the rows are
+    return Tolerance(
+        rtol=_eps(torch.float32) * (2 + math.sqrt(width)),
+        atol=1e-30,
+        reason="a float32 sum of `width` squares in any order errs like a random walk, sqrt(width) half ulps; one "
+        "element left out of 16,384 still shows. atol: squares below 1e-38 may vanish",
+    )
+
+
+def _rms_norm(dtype: torch.dtype, width: int) -> Tolerance:
+    if dtype == torch.float32:
+        return Tolerance(_norm(dtype, width).rtol + 4 * _eps(dtype), 1e-30, "the norm's own, rsqrt and two products")
+    return Tolerance(2 * _eps(dtype), torch.finfo(dtype).tiny, "one flip at each of the two roundings to the dtype")
+
+
+def _logits(dtype: torch.dtype, width: int) -> Tolerance:
+    del width
+    atol = {torch.float32: 2e-5, torch.float16: 1.2e-2, torch.bfloat16: 5e-2}[dtype]
+    return Tolerance(
+        rtol=4 * _eps(dtype),
+        atol=atol,
+        reason="a random Llama of 8 layers, width 256, logits of size 1, with its RMSNorms summed in another order was "
+        "off by at most 3.8e-6, 5.9e-3, 2.3e-2 (float32, float16, bfloat16); at least twice that",
+    )
+
+
+_TABLE: dict[str, Callable[[torch.dtype, int], Tolerance]] = {
+    "norm": _norm,
+    "rms_norm": _rms_norm,
+    "logits": _logits,
+}
+
+
+def tolerance(quantity: str, dtype: torch.dtype, width: int = 1) -> Tolerance:
+    """The tolerance for a quantity.
+
+    Args:
+        quantity: ``"norm"`` (row and update norms against float64), ``"rms_norm"`` (the normed output of
+            ``add_rms_norm``), ``"logits"`` (a model against itself by another route).
+        dtype: of the rows or logits compared: float32, float16 or bfloat16.
+        width: length of the reduction, where one is behind the quantity.
+    Raises:
+        ValueError: unknown quantity or dtype, width below 0.
+    """
+    if quantity not in _TABLE:
+        raise ValueError(f"quantity: expected one of {sorted(_TABLE)}, got {quantity!r}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+    if width < 0:
+        raise ValueError(f"width: expected at least 0, got {width}")
+    return _TABLE[quantity](dtype, width)
