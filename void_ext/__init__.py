@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from void_ext.errors import LibraryError
     from void_ext.ops import add_l2norm, add_rms_norm, exit_select, row_l2norm, void_mask
-    from void_ext.patch import patch, unpatch
-    from void_ext.trace import Trace
+    from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
+    from void_ext.trace import PhaseTrace, Trace
 
 __version__ = "0.1.0"
 
+# A public name is imported from its module at first use, so that `import void_ext` costs next to nothing.
+_MODULE_OF = {
+    "AlreadyPatchedError": "void_ext.patching",
+    "Handle": "void_ext.patching",
+    "LibraryError": "void_ext.errors",
+    "PhaseTrace": "void_ext.trace",
+    "Trace": "void_ext.trace",
+    "UnsupportedModelError": "void_ext.patching",
+    "add_l2norm": "void_ext.ops",
+    "add_rms_norm": "void_ext.ops",
+    "exit_select": "void_ext.ops",
+    "patch": "void_ext.patching",
+    "row_l2norm": "void_ext.ops",
+    "unpatch": "void_ext.patching",
+    "void_mask": "void_ext.ops",
+}
+
 __all__ = [
+    "AlreadyPatchedError",
+    "Handle",
     "LibraryError",
+    "PhaseTrace",
     "Trace",
+    "UnsupportedModelError",
     "add_l2norm",
     "add_rms_norm",
     "exit_select",
@@ -26,18 +45,6 @@ __all__ = [
     "unpatch",
     "void_mask",
 ]
-
-# A public name is imported from its module at first use, so that `import void_ext` costs next to nothing.
-_MODULE_OF = {
-    "LibraryError": "void_ext.errors",
-    "Trace": "void_ext.trace",
-    "add_l2norm": "void_ext.ops",
-    "add_rms_norm": "void_ext.ops",
-    "exit_select": "void_ext.ops",
-    "row_l2norm": "void_ext.ops",
-    "unpatch": "void_ext.patch",
-    "void_mask": "void_ext.ops",
-}
 
 
 def __getattr__(name: str) -> Any:
@@ -51,21 +58,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """`void_ext.patch` is the function whether or not the subpackage of that name was imported before.
-
-    Importing a submodule sets it on its parent; a property with a setter that drops it keeps the function in place.
-    """
-
-    @property
-    def patch(self) -> Any:
-        return import_module("void_ext.patch").patch
-
-    @patch.setter
-    def patch(self, submodule: ModuleType) -> None:
-        pass
-
-
-sys.modules[__name__].__class__ = _Package
