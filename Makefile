@@ -1,0 +1,125 @@
+# `make demo` and `make test` are all a newcomer types; they make what they need first. `make help` lists the rest.
+# Needs Python 3.10 to 3.14 with headers, a C++20 compiler and make: checked, and what is missing is named.
+#
+# Choices: PYTHON=/path/to/python3  CXX=/path/to/g++  VOID_EXT_CUDA=auto|1|0  ARGS="more for pytest"  GPU_PYTHON=python3
+
+# Top-level names; constraints.txt holds the versions of these and of everything they need.
+PACKAGES := torch transformers safetensors gguf numpy matplotlib rich \
+            setuptools pybind11 ninja cmake \
+            pytest pytest-benchmark pytest-timeout hypothesis ruff mypy clang-format
+
+VENV := .venv
+RUN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+CPP_DIRS := csrc python_tests
+NATIVE_SOURCES := $(shell find csrc build_backend -type f ! -name '*.pyc' 2>/dev/null) setup.py pyproject.toml
+GPU_PYTHON ?= python3
+PYTEST := $(RUN)/python -m pytest
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# make's own default for CXX is no choice of the user's.
+ifneq ($(origin CXX),default)
+export CXX
+CHOSEN_CXX := $(CXX)
+endif
+
+ifneq ($(and $(PYTHON),$(filter-out clean help,$(MAKECMDGOALS))),)
+ifneq ($(wildcard $(STAMPS)/preflight),)
+ifneq ($(shell $(PYTHON) -c 'import sys; print("PYTHON=\"%s\"" % sys.executable)' 2>&1),$(shell head -n 1 $(STAMPS)/preflight))
+$(error $(VENV) was made with another Python ($(shell head -n 1 $(STAMPS)/preflight)); `make clean` removes it)
+endif
+endif
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow build lint format nvcc-check kernels-host bench bench-overhead \
+        gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-sanitize clean FORCE
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+demo: build ## trace a real 135M model on a prompt and draw which layers were voids
+	$(RUN)/void-ext demo
+
+test: build ## everything that needs no GPU and no patience
+	$(PYTEST) -m "not gpu and not slow" $(ARGS)
+
+test-slow: build ## the long tests
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+# --- environment: each stamp is remade only when what it stands for changed ---
+
+$(STAMPS)/preflight: tools/preflight.sh
+	@mkdir -p $(STAMPS)
+	@PYTHON='$(PYTHON)' CXX='$(CHOSEN_CXX)' sh tools/preflight.sh $@
+
+$(STAMPS)/venv: $(STAMPS)/preflight
+	. ./$(STAMPS)/preflight && "$$PYTHON" -m venv $(VENV)
+	@touch $@
+
+$(STAMPS)/packages: constraints.txt $(STAMPS)/venv
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt $(PACKAGES)
+	@touch $@
+
+$(STAMPS)/build: $(NATIVE_SOURCES) $(STAMPS)/packages
+	. ./$(STAMPS)/preflight && export CXX && \
+	    $(RUN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# A library that is gone is made again, whatever the stamp says.
+ifeq ($(and $(wildcard void_ext/_ops.abi3.so),$(wildcard void_ext/_host.*.so)),)
+$(STAMPS)/build: FORCE
+endif
+
+build: $(STAMPS)/build ## the environment in .venv and the native libraries, in place
+
+# --- checks ---
+
+lint: $(STAMPS)/packages ## ruff, clang-format, mypy
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	find $(CPP_DIRS) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(RUN)/clang-format --dry-run -Werror
+	$(RUN)/mypy
+
+format: $(STAMPS)/packages ## rewrite what lint would complain about
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+	find $(CPP_DIRS) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(RUN)/clang-format -i
+
+nvcc-check: $(STAMPS)/packages ## compile the kernels for every architecture; no spills, wide loads
+	$(RUN)/python tools/check_nvcc.py
+
+kernels-host: build ## the real CUDA kernels compiled by the C++ compiler and run on the CPU
+	$(PYTEST) python_tests/kernels $(ARGS)
+
+# --- benchmarks: they print and write JSON, they never fail on a number ---
+
+bench: build ## the ops on the CPU against their alternatives
+	$(PYTEST) bench/bench_ops.py --benchmark-json=bench/results/ops-cpu.json $(ARGS)
+	$(RUN)/python -m bench.report bench/results/ops-cpu.json
+
+bench-overhead: build ## what tracing costs on a real model, by pairs with an A/A control (CPU, many minutes)
+	$(RUN)/python -m bench.bench_overhead $(ARGS)
+
+# --- on a machine with a GPU: its own Python and torch, nothing is downloaded; each ends within 9 minutes and resumes ---
+
+gpu-build: ## the libraries for the GPU at hand, where they are missing or older than csrc
+	$(GPU_PYTHON) -m bench.gpu build
+
+gpu-test: ## the tests marked gpu
+	$(GPU_PYTHON) -m bench.gpu test
+
+gpu-bench-ops: ## the ops on the GPU against their alternatives
+	$(GPU_PYTHON) -m bench.gpu ops
+
+gpu-bench-e2e: ## patched and unpatched models of 7 and 8 billion random weights
+	$(GPU_PYTHON) -m bench.gpu e2e
+
+gpu-sanitize: ## memcheck, racecheck, initcheck, synccheck
+	$(GPU_PYTHON) -m bench.gpu sanitize
+
+gpu: ## all of these, in the order of their worth; a failed one does not stop the next
+	$(GPU_PYTHON) -m bench.gpu all
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build *.egg-info void_ext/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
