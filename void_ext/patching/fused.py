@@ -1,0 +1,120 @@
+"""The fused forward of pre-norm layers: the residual add that closes a layer also yields the norm of its result.
+
+``fuse="add"`` replaces that add alone and keeps every bit of the layer's output. ``fuse="norm"`` also takes the two
+RMSNorms of a layer into the adds before them, across the layer boundary too (at most 1 ulp on few elements).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from void_ext.patching.recorder import Call, Recorder
+from void_ext.patching.registry import PreNormForm
+
+_add_l2norm = torch.ops.void_ext.add_l2norm.default
+_add_rms_norm = torch.ops.void_ext.add_rms_norm.default
+
+
+class PreNormForward:
+    """An instance ``forward`` for one decoder layer; outside of a traced forward it runs the layer's own."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        index: int,
+        form: PreNormForm,
+        recorder: Recorder,
+        post_norm: bool = False,
+        next_norm: nn.Module | None = None,
+        following: nn.Module | None = None,
+    ):
+        self.layer = layer
+        self.index = index
+        self.form = form
+        self.recorder = recorder
+        self.post_norm = post_norm  # fuse the norm inside of the layer
+        self.next_norm = next_norm  # fuse the input norm of the layer that follows
+        self.following = following
+        self.names = tuple(name for name, _ in form.arguments)
+        self.defaults = dict(form.arguments)
+
+    @property
+    def __wrapped__(self) -> Any:
+        # inspect.signature(layer.forward) goes on showing the layer's own.
+        return type(self.layer).forward.__get__(self.layer)
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        call = self.recorder.call
+        if call is None:
+            return self.__wrapped__(hidden_states, *args, **kwargs)
+        layer, form, index = self.layer, self.form, self.index
+        arguments = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
+        call.enter(index, hidden_states)
+
+        normed, call.normed = call.normed, None
+        if normed is None:
+            normed = getattr(layer, form.input_norm)(hidden_states)
+        update, _ = getattr(layer, form.attention)(hidden_states=normed, **arguments)
+
+        norm = getattr(layer, form.post_norm)
+        if self.post_norm and _fusable(call, hidden_states, update, norm):
+            table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
+            middle, normed = _add_rms_norm(
+                hidden_states, update, norm.weight, norm.variance_epsilon, table, column % table.shape[1]
+            )
+        else:
+            if call.halves is not None:
+                middle = _add(call, hidden_states, update, call.halves, index)
+            else:
+                middle = hidden_states + update
+            normed = norm(middle)
+
+        update = getattr(layer, form.mlp)(normed)
+        norm, watched = self.next_norm, self._watched()
+        if norm is not None and not watched and _fusable(call, middle, update, norm):
+            stream, call.normed = _add_rms_norm(
+                middle, update, norm.weight, norm.variance_epsilon, call.norms, index + 1
+            )
+        else:
+            stream = _add(call, middle, update, call.norms, index + 1)
+        call.leave(index, stream, hidden_states, doubtful=watched)
+        return stream
+
+    def _watched(self) -> bool:
+        # Hooks may change the stream between two layers: norms must be of what they made of it.
+        following = self.following
+        return bool(self.layer._forward_hooks) or (following is not None and bool(following._forward_pre_hooks))
+
+
+def _add(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
+    if call.plain or not _same_kind(residual, update):
+        stream = residual + update
+        call.tap(table, column, stream)
+        return stream
+    return _add_l2norm(residual, update, table, column)
+
+
+def _same_kind(residual: Tensor, update: Tensor) -> bool:
+    # Under autocast the update has another dtype and torch.add promotes; wrappers may return tensor subclasses.
+    return (
+        residual.dtype == update.dtype
+        and residual.shape == update.shape
+        and type(residual) is Tensor
+        and type(update) is Tensor
+        and residual.device == update.device
+    )
+
+
+def _fusable(call: Call, residual: Tensor, update: Tensor, norm: nn.Module) -> bool:
+    weight = norm.weight
+    return (
+        not call.plain
+        and _same_kind(residual, update)
+        and weight.dtype == residual.dtype
+        and weight.device == residual.device
+        and not norm._forward_hooks
+        and not norm._forward_pre_hooks
+    )

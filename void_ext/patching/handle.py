@@ -1,0 +1,302 @@
+"""``patch`` and ``unpatch``: choose adapters, install them, and put everything back."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from void_ext import _library, _options
+from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
+from void_ext.patching.fused import PreNormForward
+from void_ext.patching.generation import NeverCompile, TracedGenerate, WatchedInputs
+from void_ext.patching.generic import EnterLayer, LeaveLayer
+from void_ext.patching.recorder import Recorder, Recording
+from void_ext.patching.registry import PreNormForm, is_known_rms_norm, pre_norm_form
+from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
+from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
+from void_ext.store import PHASES
+from void_ext.trace import Trace, TraceInfo
+
+_MARK = "_void_ext_handle"
+
+
+class AlreadyPatchedError(RuntimeError):
+    """The model is patched; unpatch it first."""
+
+
+def patch(
+    model: nn.Module,
+    mode: str = "trace",
+    alpha: float = 0.8,
+    fuse: str = "add",
+    granularity: str = "token",
+    reference_quirks: bool = False,
+    *,
+    updates: bool = False,
+    halves: bool = False,
+) -> Handle:
+    r"""Watch the residual stream of a transformers causal language model.
+
+    ``model(...)`` and ``model.generate(...)`` go on as before and fill ``handle.trace``. The handle is a context
+    manager that unpatches on exit, also on an exception.
+
+    Args:
+        model: a decoder-only ``PreTrainedModel``, or a wrapper (PEFT) around one.
+        mode: ``"trace"`` runs all layers and gives the model's own output; ``"exit"`` runs all layers too, and gives
+            the final norm and head of each token's last active layer (as the paper's code; it saves no time).
+        alpha: threshold factor, dimensionless, finite and >= 0. A trace can be read at any other alpha later; in mode
+            ``"exit"`` this one decides.
+        fuse: ``"add"`` fuses the norm into the closing residual add of a layer, bit for bit the model's own output;
+            ``"norm"`` also fuses the RMSNorms (at most 1 ulp on few elements). Used where the layer's own forward is
+            known (llama, mistral, qwen2); elsewhere hooks take the norms.
+        granularity: one verdict per ``"token"``, per ``"sequence"`` or per ``"batch"`` of each forward call.
+        reference_quirks: judge as the paper's published code does (:mod:`void_ext.quirks`).
+        updates: also record ``||h_{l+1} - h_l||`` (one more pass over the stream per layer).
+        halves: also record the norm after each layer's attention add (fused families only; free there).
+
+    Raises:
+        TypeError, ValueError: an argument is not what was expected; the message names it.
+        UnsupportedModelError: the model has no traceable stack of layers (a ValueError).
+        AlreadyPatchedError: the model, or a part of it, is patched.
+        LibraryError: the native library is not built.
+        Nothing is changed when it raises.
+
+    Cost: per layer no extra pass and no extra launch where fused; 4(L+1) + 9 bytes per token; no host synchronisation
+    during a forward. While patched, ``generate`` does not compile its forward for static caches.
+    Source: arXiv 2505.14467. See docs/method.md for where it differs.
+    """
+    _options.check_choice("mode", mode, _options.MODES)
+    _options.check_choice("fuse", fuse, _options.FUSES)
+    _options.check_choice("granularity", granularity, _options.GRANULARITIES)
+    alpha = _options.check_alpha(alpha)
+    for name, value in (("reference_quirks", reference_quirks), ("updates", updates), ("halves", halves)):
+        _options.check_flag(name, value)
+    if reference_quirks and granularity != "token":
+        raise ValueError(f"granularity: expected 'token' with reference_quirks=True, got {granularity!r}")
+    stack = find_decoder_stack(model)
+    for module in model.modules():
+        if _MARK in module.__dict__:
+            raise AlreadyPatchedError(
+                f"model: {type(module).__name__} is patched already ({module.__dict__[_MARK]!r}); "
+                "call void_ext.unpatch(model) first"
+            )
+    if mode == "exit" and stack.final_norm is None:
+        raise UnsupportedModelError(
+            f"mode: 'exit' needs the norm after the last layer, and {type(stack.body).__name__} does not show exactly "
+            "one behind its layers; mode='trace' works without it"
+        )
+    form, why = _common_form(stack)
+    if halves and form is None:
+        raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
+
+    recording = Recording(
+        layers=len(stack.layers),
+        mode=mode,
+        alpha=alpha,
+        granularity=granularity,
+        quirks=reference_quirks,
+        updates=updates,
+        halves=halves,
+        native_devices=("cpu", "cuda") if _library.build_info()["cuda"] else ("cpu",),
+    )
+    info = TraceInfo(
+        alpha=alpha,
+        granularity=granularity,
+        reference_quirks=reference_quirks,
+        mode=mode,
+        dtype=str(stack.model.dtype).removeprefix("torch."),
+        model_type=stack.model_type,
+        model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
+    )
+    handle = Handle(stack, Recorder(recording), info, fuse, form, why)
+    handle._install()
+    return handle
+
+
+def unpatch(model: nn.Module) -> None:
+    """Put ``model`` back exactly as :func:`patch` found it. Raises ValueError where it is not patched."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a patched model, got {type(model).__name__}")
+    for module in model.modules():
+        handle = module.__dict__.get(_MARK)
+        if handle is not None:
+            handle.unpatch()
+            return
+    raise ValueError(f"model: {type(model).__name__} is not patched; expected a model given to void_ext.patch")
+
+
+def _common_form(stack: DecoderStack) -> tuple[PreNormForm | None, str]:
+    """One form for all layers, or None and why the first that has none has none."""
+    form, why = None, ""
+    for layer in stack.layers:
+        form, why = pre_norm_form(layer)
+        if form is None:
+            break
+    return form, why
+
+
+class Handle:
+    """A patched model: its trace, and the way back. Made by :func:`patch`."""
+
+    def __init__(
+        self,
+        stack: DecoderStack,
+        recorder: Recorder,
+        info: TraceInfo,
+        fuse: str,
+        form: PreNormForm | None,
+        why: str,
+    ):
+        self._stack = stack
+        self._recorder = recorder
+        self._info = info
+        self._fuse = fuse
+        self._form = form
+        self._why = why
+        self._changes: list[Undo] = []
+
+    def __repr__(self) -> str:
+        state = "patched" if self._changes else "unpatched"
+        return f"Handle({self._info.model_name!r}, mode={self.mode!r}, alpha={self.alpha}, {state})"
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._changes:
+            self.unpatch()
+
+    @property
+    def mode(self) -> str:
+        return self._info.mode
+
+    @property
+    def alpha(self) -> float:
+        return self._info.alpha
+
+    @property
+    def trace(self) -> Trace | None:
+        """What was recorded since the last new prompt; None before the first call. Readable after unpatching."""
+        store = self._recorder.store
+        return None if store is None else Trace(store, self._info)
+
+    def reset(self) -> None:
+        """Forget the current trace; the next call starts a new one."""
+        self._recorder.forget()
+
+    def release(self) -> None:
+        """Free what the recording holds. Traces the caller keeps stay readable; ``handle.trace`` is None."""
+        self._recorder.forget()
+        self._recorder.abandon()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the tokens of the calls inside as ``"prompt"`` or ``"response"``, whatever they look like."""
+        _options.check_choice("phase", name, PHASES)
+        before = self._recorder.forced_phase
+        self._recorder.force_phase(name)
+        try:
+            yield
+        finally:
+            self._recorder.forced_phase = before
+
+    def unpatch(self) -> None:
+        """Put the model back exactly as it was found. A second call is an error."""
+        if not self._changes:
+            raise ValueError("model: it was unpatched already")
+        self._recorder.abandon()
+        remove_all(self._changes)
+
+    def describe(self) -> str:
+        """What is watched, with which forward, and why: a few lines for a person."""
+        stack, recorder = self._stack, self._recorder
+        build = _library.build_info()
+        device = stack.model.device.type
+        native = device in recorder.recording.native_devices
+        forward = (
+            f"fused (fuse={self._fuse!r})" if self._form is not None else "generic: hooks, one more pass per layer"
+        )
+        kernels = "native" if native else f"plain torch, for this build has no kernels for {device}"
+        if device == "cuda" and not native:
+            kernels += f" ({build['cuda_reason']})"
+        return "\n".join(
+            (
+                f"{self._info.model_name} ({self._info.model_type}): {len(stack.layers)} layers at {stack.name}",
+                f"  mode      {self.mode}, alpha {self.alpha}, granularity {self._info.granularity}"
+                + (", with the quirks of the paper's code" if self._info.reference_quirks else ""),
+                f"  forward   {forward}",
+                f"            {self._why}",
+                f"  kernels   {kernels}",
+                "  generate  runs eagerly with static caches while patched (no automatic compilation)",
+            )
+        )
+
+    # ---- installing ----
+
+    def _install(self) -> None:
+        try:
+            self._install_body()
+            if self._form is not None:
+                self._install_fused(self._form)
+            else:
+                self._install_generic()
+            self._install_generation()
+            self._change(self._stack.model, _MARK, self)
+        except BaseException:
+            remove_all(self._changes)
+            raise
+        if self._stack.model.device.type == "cuda" and "cuda" not in self._recorder.recording.native_devices:
+            warnings.warn(
+                "void_ext was built without CUDA: this model is traced with plain torch operations, which cost more. "
+                + _library.build_info()["cuda_reason"],
+                stacklevel=3,
+            )
+
+    def _change(self, owner: Any, name: str, value: Any) -> None:
+        self._changes.append(InstanceAttribute(owner, name, value))
+
+    def _install_body(self) -> None:
+        body, recorder = self._stack.body, self._recorder
+        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body), with_kwargs=True))
+        self._changes.append(body.register_forward_hook(EndCall(recorder), always_call=True))
+        if self._stack.final_norm is not None:
+            self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
+
+    def _install_fused(self, form: PreNormForm) -> None:
+        layers = self._stack.layers
+        fuse_norms = self._fuse == "norm"
+        for index, layer in enumerate(layers):
+            following = layers[index + 1] if index + 1 < len(layers) else None
+            next_norm = getattr(following, form.input_norm) if following is not None else None
+            forward = PreNormForward(
+                layer,
+                index,
+                form,
+                self._recorder,
+                post_norm=fuse_norms and is_known_rms_norm(getattr(layer, form.post_norm)),
+                next_norm=next_norm if fuse_norms and next_norm is not None and is_known_rms_norm(next_norm) else None,
+                following=following,
+            )
+            self._change(layer, "forward", forward)
+
+    def _install_generic(self) -> None:
+        for index, layer in enumerate(self._stack.layers):
+            enter = EnterLayer(self._recorder, index)
+            self._changes.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index, enter)))
+
+    def _install_generation(self) -> None:
+        model, recorder = self._stack.model, self._recorder
+        for stand_in in (TracedGenerate, WatchedInputs):
+            if inspect.isroutine(getattr(type(model), stand_in.name, None)):
+                self._change(model, stand_in.name, stand_in(recorder, model))
+        if hasattr(type(model), "_valid_auto_compile_criteria"):
+            self._change(model, "_valid_auto_compile_criteria", NeverCompile())

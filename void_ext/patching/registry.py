@@ -1,0 +1,99 @@
+"""Which layers may run our fused forward: only those whose own forward is known to mean the same.
+
+Known means: the syntax tree of the class's ``forward``, as installed, hashes to a value listed here. A release that
+changes a forward, a subclass that overrides it, a library that replaced it on the class (Liger) or on the instance
+(accelerate): each falls back to the generic adapter, with the reason in ``handle.describe()``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PreNormForm:
+    """x + attention(norm(x)), then x + mlp(norm(x)): what a pre-norm layer calls and with which arguments."""
+
+    attention: str
+    mlp: str
+    input_norm: str
+    post_norm: str
+    arguments: tuple[tuple[str, Any], ...]  # positional order after hidden_states, with defaults; handed to attention
+
+
+def _llama_form(*names: str) -> PreNormForm:
+    arguments = tuple((name, False if name == "use_cache" else None) for name in names)
+    return PreNormForm("self_attn", "mlp", "input_layernorm", "post_attention_layernorm", arguments)
+
+
+#: digest of a layer's forward -> its form. llama, mistral and qwen2 share both.
+LAYER_FORWARDS: dict[str, PreNormForm] = {
+    # transformers 4.57 and 5.0
+    "8baa10e6eeda8e23": _llama_form(
+        "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "position_embeddings"
+    ),
+    # transformers 5.8 to 5.23
+    "3cfc8a7623e0ffb2": _llama_form(
+        "attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings"
+    ),
+}
+
+#: digests of an RMSNorm's forward that computes weight * round(x * rsqrt(mean(x^2) + variance_epsilon))
+RMS_NORM_FORWARDS = frozenset({"cd226623731333c3"})
+
+
+def digest(function: Any) -> str:
+    """A hash of what a function does: its parameters' names and its statements, without comments, types, docstring.
+
+    Raises OSError or TypeError where the source cannot be had.
+    """
+    return _digest(inspect.unwrap(function))
+
+
+@lru_cache(maxsize=256)
+def _digest(function: Any) -> str:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    if not isinstance(tree, ast.FunctionDef):
+        raise TypeError(f"{function} is not a plain function")
+    body = tree.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    names = [argument.arg for argument in tree.args.args] + [tree.args.kwarg.arg if tree.args.kwarg else ""]
+    text = ",".join(names) + "\n" + "\n".join(ast.unparse(statement) for statement in body)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pre_norm_form(layer: nn.Module) -> tuple[PreNormForm | None, str]:
+    """The form of ``layer``'s forward, or None, and the reason in words."""
+    name = type(layer).__name__
+    if "forward" in layer.__dict__:
+        return None, f"{name}.forward was replaced on the instance (accelerate hooks do that)"
+    try:
+        found = digest(type(layer).forward)
+    except (OSError, TypeError, SyntaxError):
+        return None, f"the source of {name}.forward is not available"
+    form = LAYER_FORWARDS.get(found)
+    if form is None:
+        return None, f"{name}.forward ({found}) is not one of the forwards known to be pre-norm"
+    for part in (form.attention, form.mlp, form.input_norm, form.post_norm):
+        if not isinstance(getattr(layer, part, None), nn.Module):
+            return None, f"{name} has no module {part}"
+    return form, f"{name}.forward ({found}) is known"
+
+
+def is_known_rms_norm(norm: nn.Module) -> bool:
+    """Whether calling ``norm`` is exactly the RMSNorm formula, with nothing hooked in before or after."""
+    if "forward" in norm.__dict__ or norm._forward_hooks or norm._forward_pre_hooks:
+        return False
+    try:
+        return digest(type(norm).forward) in RMS_NORM_FORWARDS and hasattr(norm, "variance_epsilon")
+    except (OSError, TypeError, SyntaxError):
+        return False

@@ -1,0 +1,128 @@
+"""Where the decoder layers and the final norm of a model are, found by structure and not by model name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class UnsupportedModelError(ValueError):
+    """The model has no residual stream that could be traced; the message says why."""
+
+
+@dataclass(frozen=True)
+class DecoderStack:
+    """The part of a model that is patched.
+
+    Attributes:
+        model: the transformers model (inside of a PEFT wrapper, say); its ``generate`` is the one users call.
+        body: the module whose forward takes the tokens and runs the layers one after the other.
+        layers: the decoder layers that run, in order.
+        final_norm: the norm after the last layer; None where the structure does not show it.
+        name: the path of ``layers`` inside ``model``.
+    """
+
+    model: PreTrainedModel
+    body: nn.Module
+    layers: tuple[nn.Module, ...]
+    final_norm: nn.Module | None
+    name: str
+
+    @property
+    def model_type(self) -> str:
+        return str(getattr(self.model.config, "model_type", ""))
+
+
+def find_decoder_stack(model: nn.Module) -> DecoderStack:
+    """Find what to patch.
+
+    Raises:
+        TypeError: not a transformers model (nor a wrapper around one).
+        UnsupportedModelError: an encoder-decoder, an encoder, or no stack of layers to be found.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
+    _refuse_compiled(model)
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None:
+        raise TypeError(
+            f"model: expected a transformers PreTrainedModel (or a wrapper around one), got {type(model).__name__}"
+        )
+    _refuse_compiled(inner)
+    label = f"{type(inner).__name__} (model_type {getattr(inner.config, 'model_type', '?')!r})"
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"model: {label} is an encoder-decoder; expected a decoder-only causal language model. Its decoder half "
+            "can be traced where transformers loads it alone (for example BartForCausalLM)"
+        )
+    name, layers = _find_layers(inner, label)
+    body = inner.get_submodule(name.rpartition(".")[0])
+    _refuse_bidirectional(inner, layers, label)
+    return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModelError(
+            "model: it went through torch.compile, which would go on running the code it compiled and trace nothing; "
+            "patch the model itself (compiled._orig_mod) before compiling it"
+        )
+
+
+def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Module, ...]]:
+    config = model.config.get_text_config(decoder=True)
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int) or count < 1:
+        raise UnsupportedModelError(f"model: {label} states no num_hidden_layers; expected a stack of decoder layers")
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) >= count and _is_stack(module, count)
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"model: no list of {count} decoder layers was found in {label}; expected a decoder-only causal language "
+            "model whose layers stand in one ModuleList"
+        )
+    if len(found) > 1:
+        names = ", ".join(name for name, _ in found)
+        raise UnsupportedModelError(
+            f"model: {label} has several stacks of {count} layers ({names}); expected exactly one"
+        )
+    name, stack = found[0]
+    return name, tuple(stack[index] for index in range(count))
+
+
+def _is_stack(module: nn.ModuleList, count: int) -> bool:
+    # A decoder layer has linears inside; a list of norms or of embeddings of the same length has not.
+    def holds_weights(layer: nn.Module) -> bool:
+        matrices = sum(parameter.dim() >= 2 for parameter in layer.parameters())
+        return matrices >= 2 and any(True for _ in layer.children())
+
+    return all(holds_weights(module[index]) for index in range(count))
+
+
+def _find_final_norm(body: nn.Module, layers_name: str) -> nn.Module | None:
+    """The one norm registered behind the layers, or named as the final one before them (OPT)."""
+    names = [name for name, _ in body.named_children()]
+    norms = [name for name, child in body.named_children() if "norm" in type(child).__name__.lower()]
+    behind = [name for name in norms if names.index(name) > names.index(layers_name)]
+    found = behind or [name for name in norms if "final" in name]
+    return body.get_submodule(found[0]) if len(found) == 1 else None
+
+
+def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...], label: str) -> None:
+    flags = [
+        module.is_causal
+        for layer in layers
+        for module in layer.modules()
+        if isinstance(getattr(module, "is_causal", None), bool)
+    ]
+    # Cross-attention inside a decoder layer is not causal; a layer with no causal attention at all is an encoder's.
+    if not any(flags) and (flags or not model.can_generate()):
+        raise UnsupportedModelError(
+            f"model: {label} attends in both directions; expected a decoder-only causal language model, whose tokens "
+            "have one residual stream each that later tokens do not change"
+        )

@@ -1,0 +1,41 @@
+"""Changes to live objects that know how to undo themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Undo(Protocol):
+    def remove(self) -> None: ...
+
+
+class InstanceAttribute:
+    """Sets ``name`` on one instance; ``remove`` restores the instance's own value, or its absence.
+
+    Works on the instance's ``__dict__``, so that neither a class nor torch's module bookkeeping is touched.
+    """
+
+    def __init__(self, owner: Any, name: str, value: Any):
+        self._owner = owner
+        self._name = name
+        self._had = name in owner.__dict__
+        self._before = owner.__dict__.get(name)
+        owner.__dict__[name] = value
+
+    def remove(self) -> None:
+        if self._had:
+            self._owner.__dict__[self._name] = self._before
+        else:
+            self._owner.__dict__.pop(self._name, None)
+
+
+def remove_all(changes: list[Undo]) -> None:
+    """Undo in reverse order, all of them, also when one fails."""
+    first: BaseException | None = None
+    while changes:
+        try:
+            changes.pop().remove()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first

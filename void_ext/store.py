@@ -1,0 +1,150 @@
+"""Where traced norms live: one growing table per trace, on the device of the model.
+
+Rows are addressed by (batch row, cache position). Everything that is the same for all rows of a position (its phase,
+the forward call that wrote it) is kept on the host; nothing here reads a device tensor back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PHASES = ("prompt", "response")
+PROMPT, RESPONSE = 0, 1
+_UNSEEN = -1
+_MIN_CAPACITY = 64
+
+
+class TraceStore:
+    """The tables of one trace: preallocated, grown by doubling, overwritten where a position is written again.
+
+    Cost per position and batch row: 4(L+1) bytes of norms, 8 of token, 1 of mask; 4L more for each optional table.
+    """
+
+    def __init__(self, batch: int, layers: int, device: torch.device, *, updates: bool = False, halves: bool = False):
+        self.batch = batch
+        self.layers = layers
+        self.device = device
+        self.length = 0
+        self.phase: list[int] = []  # of each position; _UNSEEN where nothing was written
+        self.call: list[int] = []  # which forward call wrote it last
+        self.ordered = True
+        self.eos: tuple[int, ...] = ()
+        self.final_tokens: Tensor | None = None  # what generate() returned, when stopping has to be read off it
+        self.final_pad: int | None = None
+        self.prompt_length: int | None = None
+        self._tables: dict[str, Tensor] = {}
+        self._new = {
+            "norms": ((layers + 1,), torch.float32, 0),
+            "tokens": ((), torch.int64, -1),
+            "mask": ((), torch.bool, False),
+        }
+        if updates:
+            self._new["updates"] = ((layers,), torch.float32, 0)
+        if halves:
+            self._new["halves"] = ((layers,), torch.float32, 0)
+
+    @property
+    def capacity(self) -> int:
+        return self._tables["norms"].shape[1] if self._tables else 0
+
+    def has(self, name: str) -> bool:
+        return name in self._new
+
+    def reserve(self, length: int) -> None:
+        """Make room for positions below ``length``."""
+        if length <= self.capacity:
+            return
+        capacity = max(length, 2 * self.capacity, _MIN_CAPACITY)
+        # A tensor made under inference_mode could not be written under no_grad later on.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, (shape, dtype, fill) in self._new.items():
+                table = torch.full((self.batch, capacity, *shape), fill, dtype=dtype, device=self.device)
+                if name in self._tables:
+                    table[:, : self.length].copy_(self._tables[name][:, : self.length])
+                self._tables[name] = table
+
+    def write(
+        self,
+        start: int,
+        length: int,
+        phases: list[int],
+        call: int,
+        tables: dict[str, Tensor],
+        tokens: Tensor | None,
+        mask: Tensor | None,
+    ) -> None:
+        """Store ``length`` positions from ``start`` on; tables are ``[batch, length, …]``, mask None means all real."""
+        end = start + length
+        self.reserve(end)
+        for name, value in tables.items():
+            self._tables[name][:, start:end].copy_(value)
+        if tokens is None:
+            self._tables["tokens"][:, start:end].fill_(-1)
+        else:
+            self._tables["tokens"][:, start:end].copy_(tokens)
+        if mask is None:
+            self._tables["mask"][:, start:end].fill_(True)
+        else:
+            self._tables["mask"][:, start:end].copy_(mask)
+        if end > self.length:
+            self.phase.extend([_UNSEEN] * (end - self.length))
+            self.call.extend([_UNSEEN] * (end - self.length))
+            self.length = end
+        self.phase[start:end] = phases
+        self.call[start:end] = [call] * length
+
+    def begin_generation(self, prompt_length: int, eos: tuple[int, ...]) -> None:
+        """What was generated before is part of the prompt now."""
+        self.prompt_length = prompt_length
+        self.eos = eos
+        self.final_tokens = None
+        self.phase[:prompt_length] = [p if p == _UNSEEN else PROMPT for p in self.phase[:prompt_length]]
+
+    def crop(self, length: int) -> None:
+        """Forget the positions from ``length`` on (a cache was cropped)."""
+        if length < self.length:
+            del self.phase[length:], self.call[length:]
+            self._tables["mask"][:, length : self.length].fill_(False)
+            self.length = length
+
+    def positions(self, phase: int) -> list[int]:
+        return [position for position, value in enumerate(self.phase) if value == phase]
+
+    def calls(self, positions: list[int]) -> list[int]:
+        return [self.call[position] for position in positions]
+
+    def read(self, name: str, positions: list[int]) -> Tensor:
+        """A copy of table ``name`` at ``positions``: ``[batch, len(positions), …]``."""
+        shape, dtype, _ = self._new[name]
+        if not positions:
+            return torch.empty((self.batch, 0, *shape), dtype=dtype, device=self.device)
+        table = self._tables[name]
+        first, last = positions[0], positions[-1]
+        if last - first + 1 == len(positions):
+            return table[:, first : last + 1].clone()
+        return table[:, torch.tensor(positions, device=table.device)]
+
+    def real(self, phase: int, positions: list[int]) -> Tensor:
+        """Real tokens at ``positions``: no padding, nothing from a row's end on. ``[batch, len(positions)]`` bool."""
+        mask = self.read("mask", positions)
+        if phase != RESPONSE or not positions:
+            return mask
+        if self.eos:
+            tokens = self.read("tokens", positions)
+            ended = torch.isin(tokens, torch.tensor(self.eos, dtype=tokens.dtype, device=tokens.device))
+            mask &= ended.cumsum(1) == 0
+        if self.final_tokens is not None and self.final_pad is not None:
+            mask &= self._before_last_token(positions)
+        return mask
+
+    def _before_last_token(self, positions: list[int]) -> Tensor:
+        # A row ended by a stop string or a custom criterion goes on as padding in the returned sequences. Its last
+        # token before that padding is what ended it: generated, but consumed only because other rows went on.
+        assert self.final_tokens is not None
+        assert self.prompt_length is not None
+        final = self.final_tokens.to(self.device)
+        index = torch.arange(final.shape[1], device=self.device)
+        kept = torch.where(final != self.final_pad, index, -1)
+        last = kept.max(dim=1).values.clamp_min(self.prompt_length)
+        return torch.tensor(positions, device=self.device)[None, :] < last[:, None]
