@@ -1,0 +1,22 @@
+// The row kernels of one instruction set, and the tables this build holds. Rows [begin, end) of a call.
+#pragma once
+
+#include <cstdint>
+
+#include "../args.h"
+
+namespace void_ext::cpu {
+
+struct RowKernels {
+  void (*add_l2norm)(const AddL2NormArgs&, int64_t begin, int64_t end);
+  void (*add_rms_norm)(const AddRmsNormArgs&, int64_t begin, int64_t end);
+  void (*row_l2norm)(const RowL2NormArgs&, int64_t begin, int64_t end);
+};
+
+extern const RowKernels kBaseline;
+#ifdef VOID_EXT_X86
+extern const RowKernels kAvx2;
+extern const RowKernels kAvx512;
+#endif
+
+}  // namespace void_ext::cpu
