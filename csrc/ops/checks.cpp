@@ -1,0 +1,198 @@
+#include "checks.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+namespace void_ext {
+
+namespace {
+
+void must(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(std::string("void_ext: torch failed in ") + what);
+}
+
+std::string bracketed(const int64_t* values, int64_t count) {
+  std::string out = "[";
+  for (int64_t i = 0; i < count; ++i) out += (i == 0 ? "" : ", ") + std::to_string(values[i]);
+  return out + "]";
+}
+
+Tensor empty(const int64_t* sizes, int64_t dim, int32_t dtype, const View& like) {
+  std::vector<int64_t> strides(static_cast<size_t>(dim));
+  int64_t stride = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[static_cast<size_t>(d)] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  must(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, like.device_type, like.device_index, &handle),
+       "empty_strided");
+  return Tensor(handle);
+}
+
+}  // namespace
+
+View::View(const char* op, const char* name, const Tensor& tensor) : op(op), name(name), tensor(tensor) {
+  const AtenTensorHandle handle = tensor.get();
+  int64_t* borrowed = nullptr;
+  must(aoti_torch_get_dim(handle, &dim), "dim");
+  must(aoti_torch_get_sizes(handle, &borrowed), "sizes");
+  sizes = borrowed;
+  must(aoti_torch_get_strides(handle, &borrowed), "strides");
+  strides = borrowed;
+  must(aoti_torch_get_dtype(handle, &dtype), "dtype");
+  must(aoti_torch_get_device_type(handle, &device_type), "device");
+  must(aoti_torch_get_device_index(handle, &device_index), "device");
+}
+
+std::string View::shape() const { return bracketed(sizes, dim); }
+
+std::string View::device() const {
+  std::string out = device_type == aoti_torch_device_type_cpu()    ? "cpu"
+                    : device_type == aoti_torch_device_type_cuda() ? "cuda"
+                                                                   : "device type " + std::to_string(device_type);
+  if (device_type != aoti_torch_device_type_cpu()) out += ":" + std::to_string(device_index);
+  return out;
+}
+
+std::string View::dtype_name() const {
+  const struct {
+    int32_t code;
+    const char* name;
+  } known[] = {
+      {aoti_torch_dtype_float32(), "float32"},     {aoti_torch_dtype_float16(), "float16"},
+      {aoti_torch_dtype_bfloat16(), "bfloat16"},   {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_bool(), "bool"},           {aoti_torch_dtype_uint8(), "uint8"},
+      {aoti_torch_dtype_int8(), "int8"},           {aoti_torch_dtype_int16(), "int16"},
+      {aoti_torch_dtype_int32(), "int32"},         {aoti_torch_dtype_int64(), "int64"},
+      {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"},
+  };
+  for (const auto& entry : known) {
+    if (entry.code == dtype) return entry.name;
+  }
+  return "dtype code " + std::to_string(dtype);
+}
+
+DType check_stream(const View& view) {
+  if (view.dim < 1) fail(view.op, view.name, "expected at least one dimension, [..., D], got a tensor of none");
+  if (view.dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
+  if (view.dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
+  if (view.dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
+  fail(view.op, view.name, "expected float32, float16 or bfloat16, got ", view.dtype_name());
+}
+
+void check_same_device(const View& view, const View& like) {
+  if (view.device_type != like.device_type || view.device_index != like.device_index) {
+    fail(view.op, view.name, "expected a tensor on ", like.device(), " like ", like.name, ", got one on ",
+         view.device());
+  }
+}
+
+void check_same_kind(const View& view, const View& like) {
+  if (view.dtype != like.dtype) {
+    fail(view.op, view.name, "expected ", like.dtype_name(), " like ", like.name, ", got ", view.dtype_name());
+  }
+  check_same_device(view, like);
+}
+
+void check_same_shape(const View& view, const View& like) {
+  bool same = view.dim == like.dim;
+  for (int64_t d = 0; same && d < like.dim; ++d) same = view.sizes[d] == like.sizes[d];
+  if (!same) fail(view.op, view.name, "expected shape ", like.shape(), " like ", like.name, ", got ", view.shape());
+  check_same_kind(view, like);
+}
+
+void check_alpha(const char* op, double alpha) {
+  if (!(std::isfinite(static_cast<float>(alpha)) && alpha >= 0)) fail(op, "alpha", "expected a finite float32 >= 0, got ", alpha);
+}
+
+Rows row_shape(const View& view) {
+  Rows rows{1, view.sizes[view.dim - 1], 0};
+  for (int64_t d = 0; d < view.dim - 1; ++d) rows.count *= view.sizes[d];
+  return rows;
+}
+
+std::optional<int64_t> row_stride(const View& view) {
+  const int64_t width = view.sizes[view.dim - 1];
+  if (width > 1 && view.strides[view.dim - 1] != 1) return std::nullopt;
+  // From the inside out: each dimension must step over what lies within it. Dimensions of size 1 have no step, and with
+  // a dimension of size 0 there is nothing to step over.
+  int64_t stride = width;  // where no leading dimension has more than one entry
+  int64_t next = 0;
+  bool found = false;
+  for (int64_t d = view.dim - 2; d >= 0; --d) {
+    if (view.sizes[d] == 0) return width;
+    if (view.sizes[d] == 1) continue;
+    if (!found) {
+      stride = view.strides[d];
+      found = true;
+    } else if (view.strides[d] != next) {
+      return std::nullopt;
+    }
+    next = view.strides[d] * view.sizes[d];
+  }
+  return stride;
+}
+
+int64_t check_mutable_rows(const View& view) {
+  const std::optional<int64_t> stride = row_stride(view);
+  if (!stride) {
+    fail(view.op, view.name, "is written to, so expected rows of neighbouring elements with one stride, got shape ",
+         view.shape(), " with strides ", bracketed(view.strides, view.dim));
+  }
+  const Rows rows = row_shape(view);
+  if (rows.count > 1 && *stride < rows.width) {
+    fail(view.op, view.name, "is written to, so expected rows that share no element, got shape ", view.shape(),
+         " with strides ", bracketed(view.strides, view.dim));
+  }
+  return *stride;
+}
+
+int64_t check_table(const View& table, const View& stream, int64_t rows) {
+  if (table.dtype != aoti_torch_dtype_float32()) fail(table.op, table.name, "expected float32, got ", table.dtype_name());
+  if (table.dim != 2) fail(table.op, table.name, "expected two dimensions, [rows, columns], got shape ", table.shape());
+  check_same_device(table, stream);
+  if (table.sizes[0] < rows) {
+    fail(table.op, table.name, "expected at least ", rows, " rows, one for each row of ", stream.name, ", got shape ",
+         table.shape());
+  }
+  if (table.sizes[1] > 1 && table.strides[1] != 1) {
+    fail(table.op, table.name, "expected neighbouring columns (stride 1), got strides ",
+         bracketed(table.strides, table.dim));
+  }
+  if (rows > 1 && table.strides[0] < table.sizes[1]) {
+    fail(table.op, table.name, "expected rows that share no element, got shape ", table.shape(), " with strides ",
+         bracketed(table.strides, table.dim));
+  }
+  return table.strides[0];
+}
+
+float* column_of(const View& table, int64_t column) { return static_cast<float*>(table.tensor.data_ptr()) + column; }
+
+void check_column(const char* op, int64_t column, int64_t low, int64_t high, const char* why) {
+  if (column < low || column > high) {
+    fail(op, "column", "expected ", low, " to ", high, ", ", why, ", got ", column);
+  }
+}
+
+Tensor with_rows(const View& view, int64_t* stride) {
+  if (const std::optional<int64_t> found = row_stride(view)) {
+    *stride = *found;
+    return view.tensor;
+  }
+  *stride = view.sizes[view.dim - 1];
+  return torch::stable::contiguous(view.tensor);
+}
+
+Tensor new_like(const View& like) { return empty(like.sizes, like.dim, like.dtype, like); }
+
+Tensor new_bool(const View& like, int64_t rows, int64_t columns) {
+  const std::array<int64_t, 2> sizes = {rows, columns};
+  return empty(sizes.data(), 2, aoti_torch_dtype_bool(), like);
+}
+
+}  // namespace void_ext

@@ -1,0 +1,79 @@
+// The checks every op makes before it allocates or launches, and the view of a tensor they make them on. A failed check
+// throws std::invalid_argument (ValueError in Python): op, argument, what was expected, what came.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "../args.h"
+
+namespace void_ext {
+
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const char* op, const char* argument, const Parts&... parts) {
+  std::ostringstream message;
+  message << "void_ext::" << op << ": " << argument << ": ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+// What a check asks of a tensor, fetched once.
+struct View {
+  View(const char* op, const char* name, const Tensor& tensor);
+
+  std::string shape() const;
+  std::string device() const;
+  std::string dtype_name() const;
+
+  const char* op;
+  const char* name;
+  const Tensor& tensor;
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  int32_t dtype;
+  int32_t device_type;
+  int32_t device_index;
+};
+
+// A tensor [..., width] seen as rows with one stride.
+struct Rows {
+  int64_t count;
+  int64_t width;
+  int64_t stride;
+};
+
+// At least one dimension, a dtype the kernels know; returns it.
+DType check_stream(const View& view);
+void check_same_device(const View& view, const View& like);
+void check_same_kind(const View& view, const View& like);   // dtype and device
+void check_same_shape(const View& view, const View& like);  // and kind
+void check_alpha(const char* op, double alpha);
+
+// Size of the last dimension and product of the others.
+Rows row_shape(const View& view);
+// The row stride, or nothing where the leading dimensions do not fall into one or the elements of a row lie apart.
+std::optional<int64_t> row_stride(const View& view);
+// The same for an argument that is written to: no copy could stand in for it, and no two rows may share an element.
+int64_t check_mutable_rows(const View& view);
+
+// A table float32 [R, C] on the stream's device, R >= rows, unit column stride, rows apart. Returns its row stride.
+int64_t check_table(const View& table, const View& stream, int64_t rows);
+float* column_of(const View& table, int64_t column);
+void check_column(const char* op, int64_t column, int64_t low, int64_t high, const char* why);
+
+// `tensor` itself where its rows have one stride, else a contiguous copy. Sets `stride`.
+Tensor with_rows(const View& view, int64_t* stride);
+// A new contiguous tensor of the shape, dtype and device of `like`; and one of bools.
+Tensor new_like(const View& like);
+Tensor new_bool(const View& like, int64_t rows, int64_t columns);
+
+}  // namespace void_ext

@@ -1,0 +1,29 @@
+// Where an op runs, once its arguments are checked. Cpu spreads the rows over torch's threads; Cuda enqueues on the
+// current stream of the tensor's device through launch.h or, in a build without CUDA, says so.
+#pragma once
+
+#include "../args.h"
+#include "checks.h"
+
+namespace void_ext {
+
+struct Cpu {
+  static void require(const View&) {}
+  static void run(const View&, const AddL2NormArgs& args);
+  static void run(const View&, const AddRmsNormArgs& args);
+  static void run(const View&, const RowL2NormArgs& args);
+  static void run(const View&, const VoidMaskArgs& args);
+  static void run(const View&, const ExitSelectArgs& args);
+};
+
+struct Cuda {
+  // Throws in a build without CUDA, before anything is allocated.
+  static void require(const View& view);
+  static void run(const View& view, const AddL2NormArgs& args);
+  static void run(const View& view, const AddRmsNormArgs& args);
+  static void run(const View& view, const RowL2NormArgs& args);
+  static void run(const View& view, const VoidMaskArgs& args);
+  static void run(const View& view, const ExitSelectArgs& args);
+};
+
+}  // namespace void_ext

@@ -1,0 +1,65 @@
+"""The ops in plain torch: slow, on any device, norms accumulated in float64. What the fast ones are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
+    """``h = residual + update``, ``norms[:rows, column] = ||h||``, ``updates[:rows, column - 1] = ||h - residual||``."""
+    h = (residual + update).contiguous()
+    row_l2norm(h, norms, column)
+    if updates is not None:
+        row_l2norm(h.float() - residual.float(), updates, column - 1)
+    return h
+
+
+def add_rms_norm(
+    residual: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    eps: float,
+    norms: Tensor,
+    column: int,
+    updates: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_l2norm`, and ``h``'s RMSNorm in the order of roundings of transformers' LlamaRMSNorm."""
+    h = add_l2norm(residual, update, norms, column, updates)
+    wide = h.float()
+    variance = wide.pow(2).mean(dim=-1, keepdim=True)
+    return h, weight * (wide * torch.rsqrt(variance + eps)).to(h.dtype)
+
+
+def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
+    """``norms[:rows, column] = ||stream||``, summed in float64."""
+    rows = stream.shape[:-1].numel()
+    squares = stream.double().square().sum(dim=-1)
+    norms[:rows, column] = squares.sqrt().reshape(rows).to(norms.dtype)
+
+
+def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
+    """``not (delta < alpha * (max - min of the deltas before))``, layer by layer; a layer that did not run is inactive and
+    not among them."""
+    tokens, layers = norms.shape[0], norms.shape[1] - 1
+    active = torch.zeros(tokens, layers, dtype=torch.bool, device=norms.device)
+    low = torch.full((tokens,), torch.inf, device=norms.device)
+    high = torch.full((tokens,), -torch.inf, device=norms.device)
+    seen = torch.zeros(tokens, dtype=torch.bool, device=norms.device)
+    factor = torch.tensor(alpha, dtype=torch.float32, device=norms.device)
+    for layer in range(layers):
+        delta = norms[:, layer + 1] - norms[:, layer]
+        ran = torch.ones_like(seen) if executed is None else executed[:, layer]
+        threshold = torch.where(seen, factor * (high - low), 0.0)
+        active[:, layer] = ran & ~(delta < threshold)
+        low = torch.where(ran, torch.minimum(low, delta), low)
+        high = torch.where(ran, torch.maximum(high, delta), high)
+        seen = seen | ran
+    return active
+
+
+def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
+    """``kept = stream`` in the rows whose layer ``layer`` was active."""
+    rows = kept.shape[:-1].numel()
+    active = void_mask(norms[:rows, : layer + 2], alpha)[:, layer]
+    kept.copy_(torch.where(active.reshape(*kept.shape[:-1], 1), stream, kept))
