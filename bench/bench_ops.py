@@ -1,0 +1,295 @@
+"""Every op against what a user would write without it, on cold caches (pytest-benchmark, one row a case).
+
+A *round* calls a variant once on each of several buffer sets that nothing has touched since the caches were flushed, so
+each call reads and writes memory. The op's round is what pytest-benchmark times; before it, the alternatives take their
+rounds, so that all variants meet the same machine in turns. On CUDA a round is one graph replay (launches, no Python).
+`copy` moves as many bytes as the op has to: half of them read, half written; the best of two ways to copy.
+
+    python -m pytest bench/bench_ops.py --benchmark-json=ops.json     python -m bench.report ops.json
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from bench.environment import describe
+from torch import Tensor
+
+from void_ext import _library, reference
+
+LAYERS = 32
+COLUMN = 17
+EPS = 1e-6
+ALPHA = 0.8
+WARMUPS = 2
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# (kind, rows, width): SmolLM2-135M, Qwen2.5-7B, Llama-3-8B; decode is a batch of single tokens, prefill a prompt.
+SHAPES = {
+    "cpu": [("decode", 1, 576), ("decode", 8, 4096), ("prefill", 512, 576), ("prefill", 512, 4096)],
+    "cuda": [
+        ("decode", 1, 4096),
+        ("decode", 8, 4096),
+        ("decode", 64, 4096),
+        ("prefill", 512, 3584),
+        ("prefill", 4096, 3584),
+        ("prefill", 4096, 4096),
+        ("prefill", 16384, 4096),
+    ],
+}
+# (fewest, most) calls a round, and the bytes after which more are not needed. CUDA: a replay's launch and wait cost some
+# 10 us, spread over all calls of a round.
+CALLS = {"cpu": (2, 32, 64 << 20), "cuda": (16, 128, 256 << 20)}
+TINY = [("decode", 1, 64), ("prefill", 16, 64)]
+
+Call = Callable[..., Any]
+
+
+@dataclass
+class Case:
+    """One op at one shape: how to make its arguments, what it must move, and what it is compared with."""
+
+    make: Callable[[], tuple[Tensor, ...]]
+    op: Call
+    bytes: int
+    alternatives: dict[str, Call] = field(default_factory=dict)
+
+
+# --- the ops and their alternatives; all variants of a case take the same arguments ---
+
+
+def _add_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def add(residual: Tensor, update: Tensor, norms: Tensor) -> Tensor:
+        return residual + update
+
+    def add_then_norm(residual: Tensor, update: Tensor, norms: Tensor) -> Tensor:
+        h = residual + update
+        norms[:, COLUMN] = h.float().norm(dim=-1)
+        return h
+
+    op = torch.ops.void_ext.add_l2norm.default
+    return Case(
+        make=lambda: (_rows(rows, width, dtype, device), _rows(rows, width, dtype, device), _norms(rows, device)),
+        op=lambda residual, update, norms: op(residual, update, norms, COLUMN),
+        bytes=rows * (3 * width * dtype.itemsize + 4),
+        alternatives={"torch.add": add, "add, then norm": add_then_norm, "compiled": torch.compile(add_then_norm)},
+    )
+
+
+def _add_rms_norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def eager(residual: Tensor, update: Tensor, weight: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        h = residual + update
+        wide = h.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
+        return h, weight * wide.to(dtype)
+
+    def eager_with_norm(residual: Tensor, update: Tensor, weight: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        h, normed = eager(residual, update, weight, norms)
+        norms[:, COLUMN] = h.float().norm(dim=-1)
+        return h, normed
+
+    op = torch.ops.void_ext.add_rms_norm.default
+    return Case(
+        make=lambda: (
+            _rows(rows, width, dtype, device),
+            _rows(rows, width, dtype, device),
+            torch.rand(width, device=device).to(dtype),
+            _norms(rows, device),
+        ),
+        op=lambda residual, update, weight, norms: op(residual, update, weight, EPS, norms, COLUMN),
+        bytes=rows * (4 * width * dtype.itemsize + 4) + width * dtype.itemsize,
+        alternatives={
+            "add, HF RMSNorm": eager,
+            "add, HF RMSNorm, norm": eager_with_norm,
+            "compiled": torch.compile(eager_with_norm),
+        },
+    )
+
+
+def _row_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def upcast(stream: Tensor, norms: Tensor) -> None:
+        norms[:, COLUMN] = stream.float().norm(dim=-1)
+
+    def vector_norm(stream: Tensor, norms: Tensor) -> None:
+        norms[:, COLUMN] = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.float32)
+
+    op = torch.ops.void_ext.row_l2norm.default
+    return Case(
+        make=lambda: (_rows(rows, width, dtype, device), _norms(rows, device)),
+        op=lambda stream, norms: op(stream, norms, COLUMN),
+        bytes=rows * (width * dtype.itemsize + 4),
+        alternatives={"float, then norm": upcast, "vector_norm": vector_norm, "compiled": torch.compile(upcast)},
+    )
+
+
+def _void_mask(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def cumulative(norms: Tensor) -> Tensor:
+        deltas = norms[:, 1:] - norms[:, :-1]
+        spread = deltas.cummax(-1).values - deltas.cummin(-1).values
+        threshold = torch.cat([spread.new_zeros(rows, 1), ALPHA * spread[:, :-1]], dim=-1)
+        return ~(deltas < threshold)
+
+    op = torch.ops.void_ext.void_mask.default
+    return Case(
+        make=lambda: (_norms(rows, device),),
+        op=lambda norms: op(norms, ALPHA),
+        bytes=rows * (4 * (LAYERS + 1) + LAYERS),
+        alternatives={"cummax, cummin": cumulative, "compiled": torch.compile(cumulative)},
+    )
+
+
+def _exit_select(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def masked(kept: Tensor, stream: Tensor, norms: Tensor) -> None:
+        active = reference.void_mask(norms[:, : COLUMN + 2], ALPHA)[:, COLUMN, None]
+        kept.copy_(torch.where(active, stream, kept))
+
+    op = torch.ops.void_ext.exit_select.default
+    # Bytes: the norms, and a read and a write of the rows that are active; half of them are, by the norms made here.
+    return Case(
+        make=lambda: (
+            _rows(rows, width, dtype, device),
+            _rows(rows, width, dtype, device),
+            _half_active_norms(rows, device),
+        ),
+        op=lambda kept, stream, norms: op(kept, stream, norms, COLUMN, ALPHA),
+        bytes=rows * 4 * (COLUMN + 2) + (rows + 1) // 2 * 2 * width * dtype.itemsize,
+        alternatives={"mask, then where": masked, "compiled": torch.compile(masked)},
+    )
+
+
+OPS: dict[str, Callable[[int, int, torch.dtype, str], Case]] = {
+    "add_l2norm": _add_l2norm,
+    "add_rms_norm": _add_rms_norm,
+    "row_l2norm": _row_l2norm,
+    "void_mask": _void_mask,
+    "exit_select": _exit_select,
+}
+WITHOUT_DTYPE = {"void_mask"}
+
+
+def _rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(rows, width, device=device).to(dtype)
+
+
+def _norms(rows: int, device: str) -> Tensor:
+    return torch.randn(rows, LAYERS + 1, device=device).abs_().cumsum(-1)
+
+
+def _half_active_norms(rows: int, device: str) -> Tensor:
+    norms = torch.arange(LAYERS + 1.0, device=device).repeat(rows, 1)
+    norms[1::2, COLUMN + 1 :] -= 10.0
+    return norms
+
+
+# --- measuring ---
+
+
+class Rounds:
+    """One variant, called once on each buffer set; a graph of those calls on CUDA, where it can be captured."""
+
+    def __init__(self, call: Call, sets: list[tuple[Tensor, ...]], device: str):
+        self._call, self._sets, self._graph = call, sets, None
+        self.run()  # warms up, and lets torch.compile compile
+        if device == "cuda":
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._calls()
+
+    def _calls(self) -> None:
+        for arguments in self._sets:
+            self._call(*arguments)
+
+    def run(self) -> None:
+        if self._graph is None:
+            self._calls()
+        else:
+            self._graph.replay()
+            torch.cuda.synchronize()
+
+
+def _copies(size: int, sets: int, device: str) -> dict[str, Rounds]:
+    count = max(1, size // 8)
+    pairs = [(torch.rand(count, device=device), torch.empty(count, device=device)) for _ in range(sets)]
+    return {
+        "copy_": Rounds(lambda source, target: target.copy_(source), pairs, device),
+        "neg": Rounds(lambda source, target: torch.neg(source, out=target), pairs, device),
+    }
+
+
+def _parameters(config: pytest.Config) -> list[Any]:
+    device = config.getoption("--device")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    shapes = TINY if config.getoption("--shapes") == "tiny" else SHAPES[device]
+    return [
+        pytest.param(op, dtype, *shape, device, id=f"{op}-{dtype}-{shape[0]}-{shape[1]}x{shape[2]}-{device}")
+        for op in OPS
+        for dtype in (["float32"] if op in WITHOUT_DTYPE else DTYPES)
+        for shape in shapes
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("op,dtype,kind,rows,width,device", _parameters(metafunc.config))
+
+
+@torch.no_grad()
+def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, width: int, device: str) -> None:
+    _library.load()
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    case = OPS[op](rows, width, DTYPES[dtype], device)
+    least, most, spread = CALLS[device]
+    sets = [case.make() for _ in range(max(least, min(most, spread // case.bytes)))]
+    subject = Rounds(case.op, sets, device)
+    others: dict[str, Rounds] = {}
+    failed: dict[str, str] = {}
+    for name, call in case.alternatives.items():
+        try:
+            others[name] = Rounds(call, sets, device)
+        except Exception as error:  # an alternative that cannot run here (no compiler for inductor, say) is a result too
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
+    others |= _copies(case.bytes, len(sets), device)
+    flusher = torch.zeros((256 << 20) // 4 if device == "cuda" else (96 << 20) // 4, device=device)
+    times: dict[str, list[float]] = {name: [] for name in others}
+
+    def flush() -> None:
+        flusher.add_(1.0)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def before() -> None:
+        for name, variant in others.items():
+            flush()
+            start = time.perf_counter()
+            variant.run()
+            times[name].append(time.perf_counter() - start)
+        flush()
+
+    benchmark.pedantic(subject.run, setup=before, rounds=pytestconfig.getoption("--rounds"), warmup_rounds=WARMUPS)
+    if benchmark.disabled:
+        return
+    seconds = {name: statistics.median(taken[WARMUPS:]) / len(sets) for name, taken in times.items()}
+    own = benchmark.stats.stats.median / len(sets)
+    copy = min(seconds.pop("copy_"), seconds.pop("neg"))
+    benchmark.extra_info.update(
+        op=op,
+        kind=kind,
+        rows=rows,
+        width=width,
+        dtype=dtype,
+        calls_per_round=len(sets),
+        seconds=own,
+        bytes=case.bytes,
+        gbps=case.bytes / own / 1e9,
+        copy_gbps=case.bytes / copy / 1e9,
+        share_of_copy=copy / own,
+        alternatives={name: {"seconds": taken, "ratio": taken / own} for name, taken in seconds.items()},
+        unavailable=failed,
+        **describe(device),
+    )

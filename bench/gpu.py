@@ -1,0 +1,190 @@
+"""One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|sanitize|all`.
+
+Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`) and takes up where the last
+call left off as long as the sources are the same. Results, and what was unavailable, go to bench/results/gpu-*.json and
+to $OUT where that is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.environment import RESULTS, ROOT, describe, write_json
+
+OPS = ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select")
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+class Step:
+    """A step's record, its deadline, and the commands it runs."""
+
+    def __init__(self, name: str, limit: float):
+        self.name = name
+        self.path = RESULTS / f"gpu-{name}.json"
+        self.deadline = time.monotonic() + limit
+        self.sources = _digest("csrc", "void_ext", "python_tests", "bench", "setup.py", "CMakeLists.txt")
+        old = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.done: dict[str, Any] = old.get("done", {}) if old.get("sources") == self.sources else {}
+        self.unavailable: dict[str, str] = {}
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def run(self, *command: str, env: dict[str, str] | None = None) -> int:
+        """The command's exit status, its output passed through; 124 where the step's time ran out."""
+        print("+", " ".join(command), flush=True)
+        if self.left() <= 5:
+            return 124
+        try:
+            return subprocess.run(command, cwd=ROOT, env=os.environ | (env or {}), timeout=self.left()).returncode
+        except subprocess.TimeoutExpired:
+            return 124
+
+    def save(self) -> None:
+        facts = describe("cuda" if _has_gpu() else "cpu")
+        record = {"step": self.name, "sources": self.sources, "environment": facts, "unavailable": self.unavailable}
+        write_json(self.path, record | {"done": self.done})
+
+
+def build(step: Step) -> bool:
+    """The libraries in place, for this GPU's architecture alone: made where they are missing, older or without CUDA."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"{major}.{minor}"
+    libraries = [*ROOT.glob("void_ext/_ops*.so"), *ROOT.glob("void_ext/_host*.so")]
+    newest = max(path.stat().st_mtime for path in [*(ROOT / "csrc").rglob("*.*"), ROOT / "setup.py"])
+    probe = "from void_ext import _library as l; l.load(); i = l.build_info(); print(i['cuda'], *i['cuda_arches'])"
+    stale = len(libraries) < 2 or min(path.stat().st_mtime for path in libraries) < newest
+    if not stale:
+        shown = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+        words = shown.stdout.split()
+        stale = shown.returncode != 0 or words[:1] != ["True"] or f"{major}{minor}" not in words
+    status = 0
+    if stale:
+        environment = {"VOID_EXT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
+        status = step.run(sys.executable, "setup.py", "build_ext", "--inplace", env=environment)
+    step.done["build"] = {"made": stale, "arch": arch, "status": status}
+    return status == 0
+
+
+def test(step: Step) -> bool:
+    """The tests marked gpu; those that passed on the same sources are not run again."""
+    for package in ("hypothesis", "pytest_timeout", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            step.unavailable[package] = "not installed"
+    status = step.run(sys.executable, "-m", "bench.gpu_tests", str(step.left() - 20), step.sources)
+    report = RESULTS / "gpu-tests.jsonl"
+    outcomes: dict[str, str] = {}
+    if report.exists():
+        for line in report.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["sources"] == step.sources:
+                outcomes[entry["test"]] = entry["outcome"]
+    step.done["tests"] = outcomes
+    counts = {kind: list(outcomes.values()).count(kind) for kind in sorted(set(outcomes.values()))}
+    step.done["counts"] = counts
+    step.done["complete"] = status in (0, 1)
+    print(f"gpu tests: {counts}")
+    return status == 0
+
+
+def ops(step: Step) -> bool:
+    """The op benchmarks, one process an op, merged into gpu-ops-rows.json for bench.report."""
+    for op in OPS:
+        part = RESULTS / f"gpu-ops-{op}.json"
+        if step.done.get(op) == "measured" and part.exists():
+            continue
+        command = ("-m", "pytest", "bench/bench_ops.py", "-q", "--device=cuda", f"--benchmark-json={part}", "-k", f"test_op and {op}-")
+        status = step.run(sys.executable, *command)
+        step.done[op] = "measured" if status == 0 else f"exit status {status}"
+        step.save()
+    rows = [json.loads(part.read_text()) for op in OPS if (part := RESULTS / f"gpu-ops-{op}.json").exists()]
+    if rows:
+        merged = rows[0] | {"benchmarks": [row for part in rows for row in part["benchmarks"]]}
+        write_json(RESULTS / "gpu-ops-rows.json", merged)
+        step.run(sys.executable, "-m", "bench.report", str(RESULTS / "gpu-ops-rows.json"))
+    return all(step.done.get(op) == "measured" for op in OPS)
+
+
+def e2e(step: Step) -> bool:
+    """Models of 7 and 8 billion random weights, patched against unpatched; resumes by cell."""
+    if importlib.util.find_spec("transformers") is None:
+        step.unavailable["transformers"] = "not installed"
+        return False
+    status = step.run(sys.executable, "-m", "bench.bench_e2e", "--limit", str(int(step.left() - 20)))
+    step.done["e2e"] = "measured" if status == 0 else f"exit status {status}"
+    return status == 0
+
+
+def sanitize(step: Step) -> bool:
+    """The kernels under each tool of compute-sanitizer, one at a time."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        step.unavailable["compute-sanitizer"] = "not on PATH"
+        return False
+    for check in SANITIZERS:
+        if step.done.get(check) == "clean":
+            continue
+        # The GPU tests of the ops, the small ones: a sanitised kernel runs many times slower.
+        tests = ("-m", "pytest", "-q", "-m", "gpu and not slow", "python_tests/ops", "-x", "-p", "no:cacheprovider")
+        status = step.run(tool, f"--tool={check}", "--error-exitcode=77", "--", sys.executable, *tests)
+        step.done[check] = {0: "clean", 77: "errors found", 124: "out of time"}.get(status, f"exit status {status}")
+        step.save()
+    return all(step.done[check] == "clean" for check in SANITIZERS)
+
+
+STEPS: dict[str, Callable[[Step], bool]] = {"build": build, "test": test, "ops": ops, "e2e": e2e, "sanitize": sanitize}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("step", choices=[*STEPS, "all"])
+    parser.add_argument("--limit", type=float, default=520, help="seconds a step may take, the build included")
+    options = parser.parse_args(arguments)
+    if not _has_gpu():
+        print("bench.gpu: expected a CUDA device that torch sees, found none: nothing measured", file=sys.stderr)
+        return 2
+    names = [name for name in STEPS if name != "build"] if options.step == "all" else [options.step]
+    results = {}
+    for name in names:
+        step = Step(name, options.limit)
+        built = build(step)
+        results[name] = built and (name == "build" or STEPS[name](step))
+        step.save()
+    print("; ".join(f"{name}: {'done' if fine else 'NOT done or failed'}" for name, fine in results.items()))
+    return 0 if all(results.values()) else 1
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _digest(*names: str) -> str:
+    """A hash of the sources, so that results are only resumed for the code they were measured on."""
+    digest = hashlib.sha256()
+    for name in names:
+        place = ROOT / name
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        for path in files:
+            wanted = path.suffix in {".py", ".cpp", ".cu", ".cuh", ".h", ".txt"} and "results" not in path.parts
+            if wanted and path.is_file():
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

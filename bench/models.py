@@ -1,0 +1,78 @@
+"""What bench_overhead and bench_e2e share: models that share weights, plain hooks, and one unit of work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import void_ext
+from torch import Tensor, nn
+
+VARIANTS = ("fuse=add", "fuse=norm", "plain hooks")
+PROMPT = 32
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second model object on the same weights and buffers, so that memory and caches are shared."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def variant(model: nn.Module, name: str) -> nn.Module:
+    """A twin that is traced the way ``name`` says."""
+    other = twin(model)
+    if name == "plain hooks":
+        hook_plainly(other)
+    elif name in VARIANTS:
+        void_ext.patch(other, fuse=name.removeprefix("fuse="))
+    else:
+        raise ValueError(f"name: expected one of {VARIANTS}, got {name!r}")
+    return other
+
+
+def hook_plainly(model: nn.Module) -> None:
+    """What one writes without this library: a hook on each layer that appends the norm of its output to a list."""
+    body = model.model
+    kept: list[Tensor] = []
+
+    def enter(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        kept.clear()  # one forward call's worth, so that memory does not grow with the number of runs
+        hidden = arguments[0] if arguments else keywords["hidden_states"]
+        kept.append(hidden.norm(dim=-1))
+
+    def leave(layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        kept.append((output[0] if isinstance(output, tuple) else output).norm(dim=-1))
+
+    body.layers[0].register_forward_pre_hook(enter, with_kwargs=True)
+    for layer in body.layers:
+        layer.register_forward_hook(leave)
+
+
+def prefill(model: nn.Module, ids: Tensor) -> Callable[[], object]:
+    """One forward over the whole prompt, filling a cache, with the logits of the last position."""
+
+    @torch.inference_mode()
+    def work() -> object:
+        return model(ids, use_cache=True, logits_to_keep=1)
+
+    return work
+
+
+def decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
+    """``steps`` single-token forwards after a prompt; each run starts from the same cache, cut back to the prompt."""
+    with torch.inference_mode():
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    length = ids.shape[1]
+    token = ids[:, -1:]
+
+    @torch.inference_mode()
+    def work() -> object:
+        cache.crop(length)
+        output = None
+        for _ in range(steps):
+            output = model(token, past_key_values=cache, use_cache=True)
+        return output
+
+    return work

@@ -1,0 +1,159 @@
+"""Tables and plots from results: `python -m bench.report results.json [other.json] [--plot PNG]`.
+
+Prints Markdown. One file: its table. Two files of one kind: their rows side by side, and the second's time over the
+first's. Knows the JSON of bench_ops (pytest-benchmark), bench_overhead and bench_e2e.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("other", type=Path, nargs="?")
+    parser.add_argument("--plot", type=Path, help="write a picture of the first file's rows here")
+    options = parser.parse_args(arguments)
+    first = load(options.results)
+    if options.other is None:
+        print(tables(first))
+    else:
+        second = load(options.other)
+        if first["kind"] != second["kind"]:
+            parser.error(f"expected two results of one kind, got {first['kind']} and {second['kind']}")
+        print(comparison(first, second, options.results.stem, options.other.stem))
+    if options.plot is not None:
+        plot(first, options.plot)
+        print(f"\n{options.plot}")
+    return 0
+
+
+def load(path: Path) -> dict[str, Any]:
+    """``{"kind", "environment", "rows"}`` of any result file."""
+    content = json.loads(path.read_text())
+    if "benchmarks" in content:
+        rows = [bench["extra_info"] for bench in content["benchmarks"] if "seconds" in bench["extra_info"]]
+        if not rows:
+            raise ValueError(f"{path}: expected rows of bench_ops, got none")
+        return {"kind": "ops", "environment": rows[0], "rows": rows}
+    if content.get("kind") not in ("overhead", "e2e"):
+        raise ValueError(f"{path}: expected results of bench_ops, bench_overhead or bench_e2e, got keys {list(content)}")
+    return content
+
+
+def tables(results: dict[str, Any]) -> str:
+    parts = [_heading(results["environment"])]
+    if results["kind"] == "ops":
+        for op in dict.fromkeys(row["op"] for row in results["rows"]):
+            parts.append(f"### `{op}`\n\n" + _ops_table([row for row in results["rows"] if row["op"] == op]))
+    else:
+        parts.append(_pairs_table(results["rows"]))
+    return "\n\n".join(parts)
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any], left: str, right: str) -> str:
+    """Rows that both have, by what was measured; then how many only one has."""
+    key, seconds = (_ops_key, "seconds") if first["kind"] == "ops" else (_pairs_key, "subject_seconds")
+    before = {key(row): row[seconds] for row in first["rows"]}
+    after = {key(row): row[seconds] for row in second["rows"]}
+    both = [name for name in before if name in after]
+    lines = [_line(["case", f"{left}", f"{right}", "ratio"]), _rule(4)]
+    lines += [_line([name, _time(before[name]), _time(after[name]), f"{after[name] / before[name]:.3f}"]) for name in both]
+    lone = f"{len(before) - len(both)} rows only in {left}, {len(after) - len(both)} only in {right}"
+    heads = f"{left}: {_heading(first['environment'])}\n\n{right}: {_heading(second['environment'])}"
+    return "\n\n".join([heads, "\n".join(lines), lone])
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = results["rows"]
+    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.22 * len(rows)), layout="constrained")
+    if results["kind"] == "ops":
+        names, values = [_ops_key(row) for row in rows], [row["share_of_copy"] for row in rows]
+        axes.barh(names, values)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_xlabel("share of the copy bandwidth of the same run (1 = as fast as copying as many bytes)")
+    else:
+        names, values = [_pairs_key(row) for row in rows], [row["ratio"] for row in rows]
+        spread = [[value - row["low"] for value, row in zip(values, rows, strict=True)]]
+        spread.append([row["high"] - value for value, row in zip(values, rows, strict=True)])
+        axes.errorbar(values, names, xerr=spread, fmt="o", capsize=3)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_xlabel("time over the unpatched model's, median and 95 % interval")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_title(_heading(results["environment"]), fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _heading(facts: dict[str, Any]) -> str:
+    known = [f"{name} {facts[name]}" for name in ("torch", "transformers", "void_ext", "commit") if facts.get(name)]
+    threads = f"{facts['threads']} threads" if "sm" not in facts else f"driver {facts['driver']}"
+    return ", ".join([facts["device"], threads, *known])
+
+
+def _ops_table(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row["alternatives"]))
+    head = ["dtype", "rows × width", "time", "GB/s", "of copy", *(f"{name}: ×" for name in names)]
+    lines = [_line(head), _rule(len(head))]
+    for row in rows:
+        ratios = [f"{row['alternatives'][name]['ratio']:.2f}" if name in row["alternatives"] else "–" for name in names]
+        shape = f"{row['rows']} × {row['width']}"
+        figures = [_time(row["seconds"]), f"{row['gbps']:.1f}", f"{100 * row['share_of_copy']:.0f} %"]
+        lines.append(_line([row["dtype"], shape, *figures, *ratios]))
+    return "\n".join(lines)
+
+
+def _pairs_table(rows: list[Row]) -> str:
+    head = ["case", "unpatched", "ratio, 95 % interval", "A/A interval", "pairs", "limit", "verdict"]
+    lines = [_line(head), _rule(len(head))]
+    for row in rows:
+        limit = "–" if row.get("limit") is None else f"{row['limit']:.2f}"
+        ratio = f"{row['ratio']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
+        control = f"{row['control_low']:.3f} … {row['control_high']:.3f}"
+        lines.append(
+            _line([_pairs_key(row), _time(row["base_seconds"]), ratio, control, row["pairs"], limit, row["verdict"]])
+        )
+    return "\n".join(lines)
+
+
+def _ops_key(row: Row) -> str:
+    return f"{row['op']} {row['dtype']} {row['rows']}×{row['width']}"
+
+
+def _pairs_key(row: Row) -> str:
+    return f"{row['model']} {row['dtype']}, {row['work']}, {row['variant']}" + (
+        f", {row['threads']} threads" if row.get("threads") else ""
+    )
+
+
+def _time(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1.0:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + " --- |" * columns
+
+
+if __name__ == "__main__":
+    sys.exit(main())
