@@ -16,9 +16,11 @@ void must(AOTITorchError error, const char* what) {
 }
 
 std::string bracketed(const int64_t* values, int64_t count) {
-  std::string out = "[";
-  for (int64_t i = 0; i < count; ++i) out += (i == 0 ? "" : ", ") + std::to_string(values[i]);
-  return out + "]";
+  std::ostringstream out;
+  out << '[';
+  for (int64_t i = 0; i < count; ++i) out << (i == 0 ? "" : ", ") << values[i];
+  out << ']';
+  return out.str();
 }
 
 Tensor empty(const int64_t* sizes, int64_t dim, int32_t dtype, const View& like) {
