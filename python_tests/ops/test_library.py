@@ -1,0 +1,112 @@
+"""Loading: light, once, and clear about what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import void_ext
+from void_ext import _library
+
+PACKAGE = Path(void_ext.__file__).parent
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
+
+
+def copy_without(tmp_path: Path, pattern: str) -> str:
+    """A copy of the package without some of its files, to be put first on PYTHONPATH."""
+    shutil.copytree(PACKAGE, tmp_path / "void_ext", ignore=shutil.ignore_patterns(pattern, "__pycache__"))
+    return str(tmp_path)
+
+
+def test_build_info_names_everything() -> None:
+    info = _library.build_info()
+    assert info["version"] == void_ext.__version__
+    assert info["torch_target"] == "2.11"
+    assert info["torch_built"].split(".")[0] == "2"
+    assert info["compiler"].split()[0] in ("GNU", "Clang", "AppleClang")
+    assert info["cuda_reason"]
+    assert bool(info["cuda_version"]) == bool(info["cuda_arches"]) == info["cuda"]
+    assert info["cpu_isas"][0] == "baseline"
+    assert info["cpu_isa"] in info["cpu_isas"]
+
+
+def test_build_info_is_a_copy() -> None:
+    _library.build_info()["cuda"] = "changed"
+    assert isinstance(_library.build_info()["cuda"], bool)
+
+
+def test_every_op_is_registered_with_its_kernels() -> None:
+    _library.load()
+    _library.load()
+    for op in ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"):
+        for key in ("CPU", "CUDA", "Meta"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"void_ext::{op}", key), (op, key)
+
+
+def test_importing_the_package_alone_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import void_ext; import void_ext.ops;"
+        "new = set(sys.modules) - before;"
+        "print([m for m in new if m.split('.')[0] in ('transformers', 'matplotlib', 'rich', 'safetensors', 'gguf')])"
+    )
+    assert python(code).stdout.strip() == "[]"
+    assert "torch" not in python("import sys, void_ext; print(*sys.modules)").stdout.split()
+
+
+def test_public_names_resolve_and_unknown_ones_are_named() -> None:
+    for name in void_ext.__all__:
+        assert getattr(void_ext, name) is not None
+    assert set(void_ext.__all__) <= set(dir(void_ext))
+    with pytest.raises(AttributeError, match="has no attribute 'unknown_name'"):
+        void_ext.unknown_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("_ops.abi3.so", "void_ext's op library is not built: no _ops.abi3.so in "),
+        ("_host.*", "void_ext's native part is not built for this Python: No module named 'void_ext._host'"),
+    ],
+)
+def test_what_is_not_built_is_named_with_what_to_do(tmp_path: Path, missing: str, message: str) -> None:
+    # The editable finder would find the real package first, hence the path hook is overridden by sys.path order.
+    code = f"import sys; sys.path.insert(0, {copy_without(tmp_path, missing)!r}); sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
+    assert python(code + "import void_ext; print(void_ext.__version__)").stdout.strip() == void_ext.__version__
+    result = python(code + "import void_ext.ops")
+    assert result.returncode != 0
+    assert "LibraryError: " + message in result.stderr
+    assert "pip install --no-build-isolation --no-deps -e ." in result.stderr
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path) -> None:
+    path = copy_without(tmp_path, "_ops.abi3.so")
+    (tmp_path / "void_ext" / "_ops.abi3.so").write_bytes(b"not a library")
+    code = f"import sys; sys.path.insert(0, {path!r}); sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
+    result = python(code + "import void_ext.ops")
+    assert f"LibraryError: void_ext's op library does not load into torch {torch.__version__}" in result.stderr
+    assert "torch 2.11 or later" in result.stderr
+
+
+def test_the_op_library_carries_no_path_of_the_machine_that_built_it() -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("no readelf")
+    for library in (PACKAGE / "_ops.abi3.so", *PACKAGE.glob("_host.*.so")):
+        dynamic = subprocess.run([readelf, "-d", library], capture_output=True, text=True, check=True).stdout
+        assert "RPATH" not in dynamic
+        assert "RUNPATH" not in dynamic
+        if library.name.startswith("_ops"):
+            needed = [line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "NEEDED" in line]
+            assert "libtorch.so" in needed, "dropped by --as-needed: the weak symbol of the current stream stays null"
+            assert not [name for name in needed if "python" in name or "cudart" in name]
