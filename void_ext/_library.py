@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from void_ext import _fake
 from void_ext.errors import LibraryError
 
 _OPS = Path(__file__).with_name("_ops.abi3.so")
@@ -44,7 +45,7 @@ def load() -> None:
                 f"void_ext's op library does not load into torch {torch.__version__}, "
                 f"it needs torch {_build()['torch_target']} or later: {error}. {_HOW_TO_BUILD}"
             ) from error
-        import_module("void_ext.ops._fake").register()
+        _fake.register()
         _loaded = True
 
 

@@ -1,6 +1,10 @@
-"""Patching transformers models: instances only, and back exactly as found."""
+"""Patching transformers models: instances only, and back exactly as found. Importing this loads the op library."""
 
-from void_ext.patching.handle import AlreadyPatchedError, Handle, patch, unpatch
-from void_ext.patching.structure import UnsupportedModelError
+from void_ext import _library
+
+_library.load()  # the hot path takes its ops from torch.ops as soon as it is imported
+
+from void_ext.patching.handle import AlreadyPatchedError, Handle, patch, unpatch  # noqa: E402
+from void_ext.patching.structure import UnsupportedModelError  # noqa: E402
 
 __all__ = ["AlreadyPatchedError", "Handle", "UnsupportedModelError", "patch", "unpatch"]

@@ -73,13 +73,14 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Module, ...]]:
     config = model.config.get_text_config(decoder=True)
-    count = getattr(config, "num_hidden_layers", None)
+    # In configurations of encoder-decoders num_hidden_layers counts the encoder's.
+    count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int) or count < 1:
         raise UnsupportedModelError(f"model: {label} states no num_hidden_layers; expected a stack of decoder layers")
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) >= count and _is_stack(module, count)
+        if isinstance(module, nn.ModuleList) and len(module) == count and _is_stack(module)
     ]
     if not found:
         raise UnsupportedModelError(
@@ -92,16 +93,16 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
             f"model: {label} has several stacks of {count} layers ({names}); expected exactly one"
         )
     name, stack = found[0]
-    return name, tuple(stack[index] for index in range(count))
+    return name, tuple(stack)
 
 
-def _is_stack(module: nn.ModuleList, count: int) -> bool:
+def _is_stack(module: nn.ModuleList) -> bool:
     # A decoder layer has linears inside; a list of norms or of embeddings of the same length has not.
     def holds_weights(layer: nn.Module) -> bool:
         matrices = sum(parameter.dim() >= 2 for parameter in layer.parameters())
         return matrices >= 2 and any(True for _ in layer.children())
 
-    return all(holds_weights(module[index]) for index in range(count))
+    return all(holds_weights(layer) for layer in module)
 
 
 def _find_final_norm(body: nn.Module, layers_name: str) -> nn.Module | None:
