@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench.environment import describe
 from torch import Tensor
 
-from void_ext import _library, reference
+import void_ext.ops  # noqa: F401 - registers torch.ops.void_ext
+from bench.environment import describe
+from void_ext import reference
 
 LAYERS = 32
 COLUMN = 17
@@ -42,8 +43,8 @@ SHAPES = {
         ("prefill", 16384, 4096),
     ],
 }
-# (fewest, most) calls a round, and the bytes after which more are not needed. CUDA: a replay's launch and wait cost some
-# 10 us, spread over all calls of a round.
+# (fewest, most) calls a round, and the bytes after which more are not needed. CUDA: a replay's launch and wait cost
+# some 10 us, spread over all calls of a round.
 CALLS = {"cpu": (2, 32, 64 << 20), "cuda": (16, 128, 256 << 20)}
 TINY = [("decode", 1, 64), ("prefill", 16, 64)]
 
@@ -240,7 +241,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @torch.no_grad()
 def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, width: int, device: str) -> None:
-    _library.load()
     torch._dynamo.reset()
     torch.manual_seed(0)
     case = OPS[op](rows, width, DTYPES[dtype], device)
@@ -252,7 +252,9 @@ def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, 
     for name, call in case.alternatives.items():
         try:
             others[name] = Rounds(call, sets, device)
-        except Exception as error:  # an alternative that cannot run here (no compiler for inductor, say) is a result too
+        except (
+            Exception
+        ) as error:  # an alternative that cannot run here (no compiler for inductor, say) is a result too
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
     others |= _copies(case.bytes, len(sets), device)
     flusher = torch.zeros((256 << 20) // 4 if device == "cuda" else (96 << 20) // 4, device=device)

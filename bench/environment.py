@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -29,6 +30,19 @@ def commit() -> str:
 
 
 @functools.cache
+def sources() -> str:
+    """A hash of the code measured and of what measures it, also where there is no git: results resume for the same."""
+    digest = hashlib.sha256()
+    for name in ("csrc", "void_ext", "python_tests", "bench", "build_backend", "setup.py", "CMakeLists.txt"):
+        place = ROOT / name
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            kept = path.suffix in {".py", ".cpp", ".cu", ".cuh", ".h", ".txt"} and RESULTS not in path.parents
+            if kept and path.is_file():
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Machine, device, versions and commit, JSON-ready; what cannot be found out is left empty."""
     facts: dict[str, Any] = {
@@ -38,6 +52,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "commit": commit(),
+        "sources": sources(),
     }
     for package in ("torch", "transformers", "triton", "void_ext"):
         with contextlib.suppress(metadata.PackageNotFoundError):

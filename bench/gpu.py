@@ -8,7 +8,6 @@ to $OUT where that is set.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,10 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench.environment import RESULTS, ROOT, describe, write_json
+from bench.environment import RESULTS, ROOT, describe, sources, write_json
 
 OPS = ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -33,7 +31,7 @@ class Step:
         self.name = name
         self.path = RESULTS / f"gpu-{name}.json"
         self.deadline = time.monotonic() + limit
-        self.sources = _digest("csrc", "void_ext", "python_tests", "bench", "setup.py", "CMakeLists.txt")
+        self.sources = sources()
         old = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.done: dict[str, Any] = old.get("done", {}) if old.get("sources") == self.sources else {}
         self.unavailable: dict[str, str] = {}
@@ -106,7 +104,16 @@ def ops(step: Step) -> bool:
         part = RESULTS / f"gpu-ops-{op}.json"
         if step.done.get(op) == "measured" and part.exists():
             continue
-        command = ("-m", "pytest", "bench/bench_ops.py", "-q", "--device=cuda", f"--benchmark-json={part}", "-k", f"test_op and {op}-")
+        command = (
+            "-m",
+            "pytest",
+            "bench/bench_ops.py",
+            "-q",
+            "--device=cuda",
+            f"--benchmark-json={part}",
+            "-k",
+            f"test_op and {op}-",
+        )
         status = step.run(sys.executable, *command)
         step.done[op] = "measured" if status == 0 else f"exit status {status}"
         step.save()
@@ -171,19 +178,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _digest(*names: str) -> str:
-    """A hash of the sources, so that results are only resumed for the code they were measured on."""
-    digest = hashlib.sha256()
-    for name in names:
-        place = ROOT / name
-        files = [place] if place.is_file() else sorted(place.rglob("*"))
-        for path in files:
-            wanted = path.suffix in {".py", ".cpp", ".cu", ".cuh", ".h", ".txt"} and "results" not in path.parts
-            if wanted and path.is_file():
-                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

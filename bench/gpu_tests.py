@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from bench.environment import RESULTS
 
 REPORT = RESULTS / "gpu-tests.jsonl"
@@ -36,7 +37,12 @@ class Resume:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            entry = {"sources": self.sources, "test": report.nodeid, "outcome": report.outcome, "seconds": report.duration}
+            entry = {
+                "sources": self.sources,
+                "test": report.nodeid,
+                "outcome": report.outcome,
+                "seconds": report.duration,
+            }
             with REPORT.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import void_ext
 from torch import Tensor, nn
+
+import void_ext
 
 VARIANTS = ("fuse=add", "fuse=norm", "plain hooks")
 PROMPT = 32
@@ -69,7 +70,8 @@ def decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
 
     @torch.inference_mode()
     def work() -> object:
-        cache.crop(length)
+        if cache.get_seq_length() > length:
+            cache.crop(length - cache.get_seq_length())
         output = None
         for _ in range(steps):
             output = model(token, past_key_values=cache, use_cache=True)

@@ -45,7 +45,9 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: expected rows of bench_ops, got none")
         return {"kind": "ops", "environment": rows[0], "rows": rows}
     if content.get("kind") not in ("overhead", "e2e"):
-        raise ValueError(f"{path}: expected results of bench_ops, bench_overhead or bench_e2e, got keys {list(content)}")
+        raise ValueError(
+            f"{path}: expected results of bench_ops, bench_overhead or bench_e2e, got keys {list(content)}"
+        )
     return content
 
 
@@ -66,7 +68,9 @@ def comparison(first: dict[str, Any], second: dict[str, Any], left: str, right: 
     after = {key(row): row[seconds] for row in second["rows"]}
     both = [name for name in before if name in after]
     lines = [_line(["case", f"{left}", f"{right}", "ratio"]), _rule(4)]
-    lines += [_line([name, _time(before[name]), _time(after[name]), f"{after[name] / before[name]:.3f}"]) for name in both]
+    lines += [
+        _line([name, _time(before[name]), _time(after[name]), f"{after[name] / before[name]:.3f}"]) for name in both
+    ]
     lone = f"{len(before) - len(both)} rows only in {left}, {len(after) - len(both)} only in {right}"
     heads = f"{left}: {_heading(first['environment'])}\n\n{right}: {_heading(second['environment'])}"
     return "\n\n".join([heads, "\n".join(lines), lone])

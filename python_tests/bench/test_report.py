@@ -50,7 +50,9 @@ def test_ops_become_one_table_an_op_with_gaps_where_nothing_was_measured(tmp_pat
 
 def test_pairs_show_interval_control_limit_and_verdict(tmp_path: Path) -> None:
     done = report(pairs_file(tmp_path / "a.json"))
-    wanted = "| m float32, decode, fuse=add, 1 threads | 500 ms | 1.010 (1.005 … 1.015) | 0.995 … 1.004 | 50 | 1.02 | met |"
+    wanted = (
+        "| m float32, decode, fuse=add, 1 threads | 500 ms | 1.010 (1.005 … 1.015) | 0.995 … 1.004 | 50 | 1.02 | met |"
+    )
     assert wanted in done.stdout
 
 

@@ -63,7 +63,7 @@ def assert_close(actual: Tensor, expected: Tensor, limit: Tolerance, name: str =
         if not torch.equal(left, right):
             at = _first(left != right)
             raise AssertionError(
-                f"{name}: {kind} in {int(left.sum())} places, expected in {int(right.sum())}; first difference at {at}: "
+                f"{name}: {kind} in {int(left.sum())} places, expected in {int(right.sum())}; first at {at}: "
                 f"{actual[at].item()!r}, expected {expected[at].item()!r}"
             )
     finite = want.isfinite()
@@ -108,7 +108,7 @@ def assert_ulp_close(
     at = _unravel(int(distance.argmax()), distance.shape)
     if int(distance[at]) > max_ulp:
         raise AssertionError(
-            f"{name}: {int((distance > max_ulp).sum())} of {distance.numel()} elements are more than {max_ulp} ulp off; "
+            f"{name}: {int((distance > max_ulp).sum())} of {distance.numel()} elements are over {max_ulp} ulp off; "
             f"the worst at {at}: {actual[at].item()!r}, expected {expected[at].item()!r}, {int(distance[at])} ulp"
         )
     count = int((distance > 0).sum())

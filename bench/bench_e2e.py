@@ -1,0 +1,144 @@
+"""Traced against unpatched models of 7 and 8 billion random weights (bfloat16, eager) on a GPU.
+
+Decode steps after a prompt of 128 tokens and prefill of 512 tokens a row, at batch 1, 8 and 64. The weights are random,
+for time alone: no layer is skipped, so what they say does not matter. Cells run in the order of their worth, each for
+`--cell-seconds`, until `--limit`; a second call measures the cells that are missing.
+
+    python -m bench.bench_e2e [--limit 480] [--out FILE]     (--models tiny --device cpu: a look at whether all runs)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import models
+from bench.environment import RESULTS, describe
+from bench.pairs import Ledger
+from bench.report import load, tables
+
+STEPS = 8
+PROMPT = 128
+PREFILL = 512
+# model_type and the published configurations' sizes; "tiny" only for a look.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama-3-8B": (
+        "llama",
+        {
+            **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+            **{"num_key_value_heads": 8, "vocab_size": 128256},
+        },
+    ),
+    "Qwen2.5-7B": (
+        "qwen2",
+        {
+            **{"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+            **{"num_key_value_heads": 4, "vocab_size": 152064},
+        },
+    ),
+    "Mistral-7B": (
+        "mistral",
+        {
+            **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+            **{"num_key_value_heads": 8, "vocab_size": 32768, "sliding_window": None},
+        },
+    ),
+    "tiny": (
+        "llama",
+        {
+            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+            **{"num_key_value_heads": 2, "vocab_size": 256},
+        },
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.bench_e2e", description=__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=list(CONFIGS), default=[name for name in CONFIGS if name != "tiny"]
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--pairs", type=int, default=50)
+    parser.add_argument("--cell-seconds", type=float, default=8.0, help="a cell stops here, with the pairs it has")
+    parser.add_argument("--limit", type=float, default=480.0, help="seconds after which no new cell is begun")
+    parser.add_argument("--out", type=Path, default=RESULTS / "e2e-gpu.json")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + options.limit
+
+    ledger = Ledger(options.out, "e2e", options.device, _earlier(options.out, options.device))
+    complete = True
+    for name in options.models:
+        cells = [
+            {"model": name, "dtype": "bfloat16", "work": f"{work}, batch {batch}", "variant": variant}
+            for variant, work, batch in itertools.product(models.VARIANTS, ("decode", "prefill"), options.batches)
+        ]
+        cells = [cell for cell in cells if not ledger.has(**cell)]
+        if cells and time.monotonic() < end:
+            cells = _measure(ledger, name, cells, options, end)
+        complete &= not cells
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    if ledger.rows:
+        ledger.save()
+        print("\n" + tables(load(options.out)))
+    if not complete:
+        print("bench_e2e: the time is over before all cells were measured; run it again for the rest")
+    return 0 if complete else 3
+
+
+def _measure(
+    ledger: Ledger, name: str, cells: list[dict[str, Any]], options: argparse.Namespace, end: float
+) -> list[dict[str, Any]]:
+    """Measures until the time is over; the cells left."""
+    torch.manual_seed(0)
+    model = _model(name, options.device)
+    traced: dict[str, torch.nn.Module] = {}
+    synchronize = torch.cuda.synchronize if options.device == "cuda" else None
+    while cells and time.monotonic() < end:
+        cell = cells.pop(0)
+        variant = cell["variant"]
+        if variant not in traced:
+            traced = {variant: models.variant(model, variant)}
+        work, batch = cell["work"].split(", batch ")
+        length = PREFILL if work == "prefill" else PROMPT
+        ids = torch.randint(0, model.config.vocab_size, (int(batch), length), device=options.device)
+
+        def unit(subject: torch.nn.Module, work: str = work, ids: torch.Tensor = ids):
+            return models.prefill(subject, ids) if work == "prefill" else models.decode(subject, ids, STEPS)
+
+        how = {"pairs": options.pairs, "max_seconds": options.cell_seconds, "synchronize": synchronize}
+        ledger.measure(unit(model), unit(traced[variant]), cell, **how)
+    return cells
+
+
+def _model(name: str, device: str) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, sizes = CONFIGS[name]
+    config = AutoConfig.for_model(kind, **sizes, max_position_embeddings=8192)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def _earlier(path: Path, device: str) -> list[dict[str, Any]]:
+    """Rows of an earlier call, if they are of this machine and these sources."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    same = all(
+        content["environment"].get(fact) == describe(device).get(fact) for fact in ("device", "sources", "torch")
+    )
+    return content["rows"] if same else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""One cell of bench_overhead and bench_e2e: a traced model against its unpatched twin, by void_ext.timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.environment import describe, write_json
+from void_ext import timing
+
+# CONTRACT: what tracing may cost, as the traced model's time over the unpatched one's.
+LIMITS = {"fuse=add": 1.02, "fuse=norm": 1.00}
+
+
+def row(comparison: timing.Comparison, **cell: Any) -> dict[str, Any]:
+    """A result row: the cell's description, the ratio with its interval, the control's, the verdict, the raw times."""
+    limit = LIMITS.get(cell["variant"])
+    return cell | {
+        "base_seconds": comparison.a_median,
+        "subject_seconds": comparison.b_median,
+        "ratio": comparison.ratio,
+        "low": comparison.low,
+        "high": comparison.high,
+        "control_low": comparison.aa_low,
+        "control_high": comparison.aa_high,
+        "pairs": comparison.pairs,
+        "limit": limit,
+        "verdict": "–" if limit is None else comparison.verdict(limit),
+        "times": {"unpatched": comparison.a_seconds, "traced": comparison.b_seconds},
+    }
+
+
+class Ledger:
+    """The rows measured so far, written after each; a cell that is there is not measured again."""
+
+    def __init__(self, path: Path, kind: str, device: str, earlier: Iterable[dict[str, Any]] = ()):
+        self.path, self.kind, self.device = path, kind, device
+        self.rows = list(earlier)
+
+    def has(self, **cell: Any) -> bool:
+        return any(all(row[name] == value for name, value in cell.items()) for row in self.rows)
+
+    def measure(
+        self, base: Callable[[], object], subject: Callable[[], object], cell: dict[str, Any], **how: Any
+    ) -> None:
+        began = time.monotonic()
+        self.rows.append(row(timing.compare(base, subject, **how), **cell))
+        last = self.rows[-1]
+        print(
+            f"{cell['model']} {cell['work']} {cell['variant']} ({cell.get('threads') or self.device}): "
+            f"{last['ratio']:.4f} [{last['low']:.4f}, {last['high']:.4f}], A/A [{last['control_low']:.4f}, "
+            f"{last['control_high']:.4f}], {last['pairs']} pairs, {last['verdict']}, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+        self.save()
+
+    def save(self) -> None:
+        write_json(self.path, {"kind": self.kind, "environment": describe(self.device), "rows": self.rows})
