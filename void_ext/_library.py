@@ -19,43 +19,42 @@ _HOW_TO_BUILD = (
     "pip install --no-build-isolation --no-deps -e . (or `make build`)"
 )
 _lock = threading.Lock()
-_loaded = False
+_loaded = threading.Event()
 
 
 def load() -> None:
-    """Makes ``torch.ops.void_ext`` usable: registers the ops, their kernels and their fake kernels. Later calls do nothing.
+    """Makes ``torch.ops.void_ext`` usable: ops, kernels and fake kernels are registered. Later calls do nothing.
 
     Raises:
         LibraryError: the libraries are not built, do not load into this torch, or VOID_EXT_CPU_ISA names an instruction
             set that this build or this CPU lacks. The message says what to do.
     """
-    global _loaded
-    if _loaded:
+    if _loaded.is_set():
         return
     with _lock:
-        if _loaded:
+        if _loaded.is_set():
             return
         build_info()
         if not _OPS.is_file():
             raise LibraryError(f"void_ext's op library is not built: no {_OPS.name} in {_OPS.parent}. {_HOW_TO_BUILD}")
         try:
-            torch.ops.load_library(str(_OPS))
+            torch.ops.load_library(str(_OPS))  # type: ignore[no-untyped-call]
         except OSError as error:
             raise LibraryError(
                 f"void_ext's op library does not load into torch {torch.__version__}, "
                 f"it needs torch {_build()['torch_target']} or later: {error}. {_HOW_TO_BUILD}"
             ) from error
         _fake.register()
-        _loaded = True
+        _loaded.set()
 
 
 def build_info() -> dict[str, Any]:
     """What this build is, from the host module; the op library need not load for it.
 
     Returns:
-        ``version``, ``torch_target`` (oldest torch it works with), ``torch_built`` (built against), ``compiler``, ``cuda``
-        (bool), ``cuda_version`` ("" without), ``cuda_arches`` (like ``["80", "120+PTX"]``), ``cuda_reason`` (why CUDA was
-        or was not built), ``cpu_isas`` (compiled in), ``cpu_isa`` (in use, VOID_EXT_CPU_ISA chooses).
+        ``version``, ``torch_target`` (oldest torch it works with), ``torch_built`` (built against), ``compiler``,
+        ``cuda`` (bool), ``cuda_version`` ("" without), ``cuda_arches`` (like ``["80", "120+PTX"]``), ``cuda_reason``
+        (why CUDA was or was not built), ``cpu_isas`` (compiled in), ``cpu_isa`` (in use; VOID_EXT_CPU_ISA chooses).
     Raises:
         LibraryError: as :func:`load`.
     """

@@ -2,4 +2,4 @@
 
 
 class LibraryError(ImportError):
-    """The native libraries are missing, do not load, or were asked for something this machine lacks; says what to do."""
+    """The native libraries are missing, do not load, or were asked for what this machine lacks; says what to do."""

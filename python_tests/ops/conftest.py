@@ -56,7 +56,9 @@ def layouts() -> dict[str, Callable[[Tensor], Tensor]]:
     return LAYOUTS
 
 
-@pytest.fixture(params=[(0, 5), (1, 1), (7, 3), (3, 64), (1, 576), (7, 577), (2, 3584), (7, 4096), (1, 4097), (3, 0)], ids=str)
+@pytest.fixture(
+    params=[(0, 5), (1, 1), (7, 3), (3, 64), (1, 576), (7, 577), (2, 3584), (7, 4096), (1, 4097), (3, 0)], ids=str
+)
 def shape(request: pytest.FixtureRequest) -> tuple[int, int]:
     return request.param
 
@@ -89,17 +91,34 @@ def only_written() -> Callable[[Tensor, int, int], None]:
     def check(table: Tensor, rows: int, column: int) -> None:
         untouched = table.clone()
         untouched[:rows, column] = SENTINEL
-        assert torch.equal(untouched, torch.full_like(untouched, SENTINEL)), f"written beside column {column}, rows < {rows}"
+        assert torch.equal(untouched, torch.full_like(untouched, SENTINEL)), (
+            f"written beside column {column}, rows < {rows}"
+        )
 
     return check
 
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e-45, 6e-8, 1e-40, -1e-40, 6.1e-5, 65504.0, 3e38]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    1e-45,
+    6e-8,
+    1e-40,
+    -1e-40,
+    6.1e-5,
+    65504.0,
+    3e38,
+]
 
 
 @pytest.fixture
 def special_pairs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Every sum of two of zeros, infinities, NaN, subnormals and the largest values, one pair a row; rows of width 33."""
+    """Every pair of zeros, infinities, NaN, subnormals and the largest values, one a row; rows of width 33."""
     values = torch.tensor(SPECIAL, device=device).to(dtype)
     left, right = values.repeat_interleave(len(values)), values.repeat(len(values))
     return left[:, None].repeat(1, 33), right[:, None].repeat(1, 33)

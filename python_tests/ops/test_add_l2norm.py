@@ -194,7 +194,9 @@ def test_compiles_without_breaks(device, random_rows, table) -> None:
 
 
 def test_compiles_with_dynamic_rows(device, random_rows, table) -> None:
-    compiled = torch.compile(lambda r, u, n: ops.add_l2norm(r, u, n, 0), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda r, u, n: ops.add_l2norm(r, u, n, 0), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     for rows in (1, 2, 5):
         residual = random_rows(rows, 33)
         norms = table(rows, 1)
@@ -237,7 +239,10 @@ def test_works_in_every_grad_mode_on_one_buffer(device) -> None:
         ({"norms": torch.ones(3, 4).half()}, "norms: expected float32, got float16"),
         ({"norms": torch.ones(3, 4).double()}, "norms: expected float32, got float64"),
         ({"norms": torch.ones(12)}, "norms: expected two dimensions, [rows, columns], got shape [12]"),
-        ({"norms": torch.ones(2, 4)}, "norms: expected at least 3 rows, one for each row of residual, got shape [2, 4]"),
+        (
+            {"norms": torch.ones(2, 4)},
+            "norms: expected at least 3 rows, one for each row of residual, got shape [2, 4]",
+        ),
         ({"norms": torch.ones(4, 3).t()}, "norms: expected neighbouring columns (stride 1), got strides [1, 3]"),
         (
             {"norms": torch.ones(1, 4).expand(3, 4)},
@@ -246,7 +251,10 @@ def test_works_in_every_grad_mode_on_one_buffer(device) -> None:
         ({"column": 4}, "column: expected 0 to 3, a column of norms, got 4"),
         ({"column": -1}, "column: expected 0 to 3, a column of norms, got -1"),
         ({"updates": torch.ones(3, 4).half()}, "updates: expected float32, got float16"),
-        ({"updates": torch.ones(2, 4)}, "updates: expected at least 3 rows, one for each row of residual, got shape [2, 4]"),
+        (
+            {"updates": torch.ones(2, 4)},
+            "updates: expected at least 3 rows, one for each row of residual, got shape [2, 4]",
+        ),
         (
             {"updates": torch.ones(3, 4), "column": 0},
             "column: expected 1 to 4, as the update norm goes to column - 1 of updates, got 0",

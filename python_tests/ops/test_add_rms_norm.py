@@ -43,15 +43,20 @@ def test_the_add_is_add_l2norm(dtype, shape, random_rows, table) -> None:
     assert_bits_equal(updates, plain_updates)
 
 
-# float16 has eight times the mantissa of bfloat16, so the same relative error of the sum flips eight times the roundings.
-@pytest.mark.parametrize(("kind", "share"), [(torch.bfloat16, 2e-5), (torch.float16, 1.6e-4)], ids=["bfloat16", "float16"])
+# float16 is eight times as fine as bfloat16, so the same relative error of the sum flips eight times the roundings.
+@pytest.mark.parametrize(
+    ("kind", "share"), [(torch.bfloat16, 2e-5), (torch.float16, 1.6e-4)], ids=["bfloat16", "float16"]
+)
 def test_rounds_as_llama_does(device, kind, share) -> None:
     transformers = pytest.importorskip("transformers.models.llama.modeling_llama")
     torch.manual_seed(0)
     for width in (576, 4096):
         norm = transformers.LlamaRMSNorm(width, eps=EPS).to(device, kind)
         norm.weight.data.normal_()
-        residual, update = torch.randn(512, width, device=device).to(kind), torch.randn(512, width, device=device).to(kind)
+        residual, update = (
+            torch.randn(512, width, device=device).to(kind),
+            torch.randn(512, width, device=device).to(kind),
+        )
         with torch.no_grad():
             h, normed = ops.add_rms_norm(residual, update, norm.weight, EPS, torch.empty(512, 1, device=device), 0)
             # 1 ulp of the value before the weight may be 2 of the product.
@@ -139,7 +144,7 @@ def test_compiles_without_breaks(device, random_rows, table) -> None:
 def test_refuses_to_lose_a_gradient(device) -> None:
     rows, norms = torch.ones(2, 4, device=device), torch.zeros(2, 1, device=device)
     weight = torch.ones(4, device=device, requires_grad=True)
-    with pytest.raises(RuntimeError, match="void_ext::add_rms_norm: weight: .*requires no grad"):
+    with pytest.raises(RuntimeError, match=r"void_ext::add_rms_norm: weight: .*requires no grad"):
         ops.add_rms_norm(rows, rows, weight, EPS, norms, 0)
     with torch.inference_mode():
         assert ops.add_rms_norm(rows, rows, weight, EPS, norms, 0)[1].shape == (2, 4)
@@ -154,7 +159,10 @@ def test_refuses_to_lose_a_gradient(device) -> None:
         ({"weight": torch.ones(8).bfloat16()}, "weight: expected float32 like residual, got bfloat16"),
         ({"eps": -1e-6}, "eps: expected a finite number >= 0, got -1e-06"),
         ({"eps": float("nan")}, "eps: expected a finite number >= 0, got nan"),
-        ({"norms": torch.ones(2, 4)}, "norms: expected at least 3 rows, one for each row of residual, got shape [2, 4]"),
+        (
+            {"norms": torch.ones(2, 4)},
+            "norms: expected at least 3 rows, one for each row of residual, got shape [2, 4]",
+        ),
         ({"column": 4}, "column: expected 0 to 3, a column of norms, got 4"),
         (
             {"updates": torch.ones(3, 4), "column": 0},

@@ -58,7 +58,7 @@ def test_only_reads_norms_up_to_its_layer(device) -> None:
 
 
 def test_copies_bits(device, dtype, special_pairs) -> None:
-    """Infinities, NaN payloads, subnormals and signed zeros, where a product with a mask would make NaN or lose them."""
+    """Infinities, NaN payloads, subnormals, signed zeros: a product with a mask would make NaN or lose them."""
     stream, kept = special_pairs
     rising = torch.tensor([[0.0, 1.0]], device=device).expand(len(stream), 2).contiguous()
     falling = rising.flip(1).contiguous()
@@ -123,7 +123,7 @@ def test_compiles_without_breaks(device, random_rows) -> None:
 
 def test_refuses_to_lose_a_gradient(device) -> None:
     stream = torch.ones(2, 4, device=device, requires_grad=True)
-    with pytest.raises(RuntimeError, match="void_ext::exit_select: stream: .*requires no grad"):
+    with pytest.raises(RuntimeError, match=r"void_ext::exit_select: stream: .*requires no grad"):
         ops.exit_select(torch.zeros(2, 4, device=device), stream, torch.zeros(2, 2, device=device), 0, 0.8)
 
 

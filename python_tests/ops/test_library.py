@@ -24,9 +24,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def copy_without(tmp_path: Path, pattern: str) -> str:
-    """A copy of the package without some of its files, to be put first on PYTHONPATH."""
+    """Copies the package without some of its files; returns code that makes Python import the copy."""
     shutil.copytree(PACKAGE, tmp_path / "void_ext", ignore=shutil.ignore_patterns(pattern, "__pycache__"))
-    return str(tmp_path)
+    # An editable installation's finder would come first.
+    no_finder = "sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]"
+    return f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {no_finder}; "
 
 
 def test_build_info_names_everything() -> None:
@@ -52,6 +54,30 @@ def test_every_op_is_registered_with_its_kernels() -> None:
     for op in ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"):
         for key in ("CPU", "CUDA", "Meta"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"void_ext::{op}", key), (op, key)
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import void_ext.ops", "from void_ext import _library; _library.load()", "import void_ext; void_ext.void_mask"],
+)
+def test_loads_from_any_side(first: str) -> None:
+    code = (
+        f"{first}\nimport torch; print(torch._C._dispatch_has_kernel_for_dispatch_key('void_ext::void_mask', 'Meta'))"
+    )
+    assert python(code).stdout.strip() == "True"
+
+
+def test_threads_that_load_at_once_all_find_the_ops() -> None:
+    code = (
+        "import threading, torch; from void_ext import _library\n"
+        "found = []\n"
+        "def use():\n"
+        "    _library.load()\n"
+        "    found.append(torch.ops.void_ext.void_mask.default(torch.zeros(1, 2, device='meta'), 0.8))\n"
+        "threads = [threading.Thread(target=use) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]; print(len(found))"
+    )
+    assert python(code).stdout.strip() == "8"
 
 
 def test_importing_the_package_alone_imports_nothing_heavy() -> None:
@@ -80,8 +106,7 @@ def test_public_names_resolve_and_unknown_ones_are_named() -> None:
     ],
 )
 def test_what_is_not_built_is_named_with_what_to_do(tmp_path: Path, missing: str, message: str) -> None:
-    # The editable finder would find the real package first, hence the path hook is overridden by sys.path order.
-    code = f"import sys; sys.path.insert(0, {copy_without(tmp_path, missing)!r}); sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
+    code = copy_without(tmp_path, missing)
     assert python(code + "import void_ext; print(void_ext.__version__)").stdout.strip() == void_ext.__version__
     result = python(code + "import void_ext.ops")
     assert result.returncode != 0
@@ -90,9 +115,8 @@ def test_what_is_not_built_is_named_with_what_to_do(tmp_path: Path, missing: str
 
 
 def test_a_library_that_does_not_load_says_why(tmp_path: Path) -> None:
-    path = copy_without(tmp_path, "_ops.abi3.so")
+    code = copy_without(tmp_path, "_ops.abi3.so")
     (tmp_path / "void_ext" / "_ops.abi3.so").write_bytes(b"not a library")
-    code = f"import sys; sys.path.insert(0, {path!r}); sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
     result = python(code + "import void_ext.ops")
     assert f"LibraryError: void_ext's op library does not load into torch {torch.__version__}" in result.stderr
     assert "torch 2.11 or later" in result.stderr

@@ -88,7 +88,7 @@ def test_compiles_without_breaks(device, random_rows, table) -> None:
 
 def test_refuses_to_lose_a_gradient(device) -> None:
     stream, norms = torch.ones(2, 4, device=device, requires_grad=True), torch.zeros(2, 1, device=device)
-    with pytest.raises(RuntimeError, match="void_ext::row_l2norm: stream: .*requires no grad"):
+    with pytest.raises(RuntimeError, match=r"void_ext::row_l2norm: stream: .*requires no grad"):
         ops.row_l2norm(stream, norms, 0)
     ops.row_l2norm(stream.detach(), norms, 0)
     assert norms[:, 0].tolist() == [2.0, 2.0]

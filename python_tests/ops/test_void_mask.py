@@ -17,7 +17,7 @@ MASK = torch.ops.void_ext.void_mask.default
 
 
 def by_the_formula(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
-    """The definition read aloud, in numpy float32: no running range, every threshold from the list of earlier deltas."""
+    """The definition in numpy float32: no running range, every threshold from the list of earlier deltas."""
     table = norms.cpu().numpy()
     ran = np.ones((table.shape[0], table.shape[1] - 1), dtype=bool) if executed is None else executed.cpu().numpy()
     active = np.zeros_like(ran)
@@ -146,7 +146,7 @@ def test_compiles_without_breaks(device) -> None:
 
 
 def test_refuses_to_lose_a_gradient(device) -> None:
-    with pytest.raises(RuntimeError, match="void_ext::void_mask: norms: .*requires no grad"):
+    with pytest.raises(RuntimeError, match=r"void_ext::void_mask: norms: .*requires no grad"):
         ops.void_mask(torch.ones(2, 4, device=device, requires_grad=True), 0.8)
 
 

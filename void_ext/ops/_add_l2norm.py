@@ -21,15 +21,16 @@ def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, upd
         column: ``0 <= column < C``; for a stream table, layer ``l`` writes column ``l + 1``.
         updates: ``(R', C')`` float32 of the same kind, or None; then ``1 <= column <= C'``.
     Returns:
-        ``h``: a new contiguous tensor of ``residual``'s shape, bit for bit what ``torch.add`` gives (NaN payloads aside).
+        ``h``: a new contiguous tensor of ``residual``'s shape, bit for bit ``torch.add``'s (NaN payloads aside).
     Raises:
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             Nothing is written then. Also for a CUDA tensor in a build without CUDA.
         RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
     Numerics: squares and their sum in float32, of the rounded stream: above a norm of 1.8e19 the result is inf, squares
-        below 1.4e-45 vanish. A row's norm has the same bits at any row count and, on a CPU, whatever the instruction set.
-    Cost: moves 6D + 4 bytes a row in bfloat16, as the plain add moves 6D; + 4 with ``updates``. One launch, no host sync,
-        capturable.
+        below 1.4e-45 vanish. A row's norm has the same bits at any row count and, on a CPU, whatever the instruction
+        set.
+    Cost: moves 6D + 4 bytes a row in bfloat16, as the plain add moves 6D; + 4 with ``updates``. One launch, no host
+        sync, capturable.
     Source: arXiv 2505.14467. Differs from the paper's code in: the norm is kept in float32, not in the rows' dtype.
     """
     refuse_grad("add_l2norm", residual=residual, update=update, norms=norms, updates=updates)

@@ -7,13 +7,13 @@ from void_ext.ops._grad import refuse_grad
 
 
 def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
-    r"""Keeps a layer's output in the rows for which it was active; called after each layer, ``kept`` ends as the output of
-    every row's last active one.
+    r"""Keeps a layer's output in the rows for which it was active.
 
+    Called after each layer, it leaves in ``kept`` the output of every row's last active one:
     ``kept[i] = stream[i]`` where ``void_mask(norms, alpha)[i, layer]``, untouched elsewhere
 
     Args:
-        kept: ``(..., D)`` float32, float16 or bfloat16, written in place; its rows must have one stride and share nothing.
+        kept: ``(..., D)`` float32, float16 or bfloat16, written in place; its rows have one stride and share nothing.
         stream: like ``kept``: shape, dtype, device. What has no single row stride is copied first.
         norms: ``(R, C)`` float32, ``R >= rows``; only columns ``0`` to ``layer + 1`` are read.
         layer: ``0 <= layer < C - 1``.

@@ -12,8 +12,8 @@ def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
     ``norms[i, column] = ||stream_i||``
 
     Args:
-        stream: ``(..., D)`` float32, float16 or bfloat16; ``rows`` is the product of the leading dimensions. Rows may be
-            strided; what has no single row stride is copied first.
+        stream: ``(..., D)`` float32, float16 or bfloat16; ``rows`` is the product of the leading dimensions. Rows may
+            be strided; what has no single row stride is copied first.
         norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units. Row stride free, columns
             neighbouring. Rows from ``rows`` on and other columns are left alone.
         column: ``0 <= column < C``.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
-    """``h = residual + update``, ``norms[:rows, column] = ||h||``, ``updates[:rows, column - 1] = ||h - residual||``."""
+    """``h = residual + update``, ``norms[i, column] = ||h_i||``, ``updates[i, column - 1] = ||h_i - residual_i||``."""
     h = (residual + update).contiguous()
     row_l2norm(h, norms, column)
     if updates is not None:
@@ -39,8 +39,7 @@ def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
 
 
 def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
-    """``not (delta < alpha * (max - min of the deltas before))``, layer by layer; a layer that did not run is inactive and
-    not among them."""
+    """``not (delta < alpha * (max - min of the deltas before))``; a layer that did not run is inactive and left out."""
     tokens, layers = norms.shape[0], norms.shape[1] - 1
     active = torch.zeros(tokens, layers, dtype=torch.bool, device=norms.device)
     low = torch.full((tokens,), torch.inf, device=norms.device)

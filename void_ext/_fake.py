@@ -1,0 +1,71 @@
+"""Fake kernels: what an op returns, for torch.compile and meta tensors. They check what shapes alone can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import SymBool, Tensor
+
+
+def register() -> None:
+    """Registers a fake kernel for every op; called once, after the op library is loaded."""
+    for kernel in (add_l2norm, add_rms_norm, row_l2norm, void_mask, exit_select):
+        torch.library.register_fake(f"void_ext::{kernel.__name__}", kernel)
+
+
+def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
+    _check_shape("add_l2norm", "update", update, residual.shape)
+    _check_table("add_l2norm", "norms", norms)
+    if updates is not None:
+        _check_table("add_l2norm", "updates", updates)
+    return residual.new_empty(residual.shape)
+
+
+def add_rms_norm(
+    residual: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    eps: float,
+    norms: Tensor,
+    column: int,
+    updates: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check_shape("add_rms_norm", "update", update, residual.shape)
+    _check_shape("add_rms_norm", "weight", weight, residual.shape[-1:])
+    _check_table("add_rms_norm", "norms", norms)
+    if updates is not None:
+        _check_table("add_rms_norm", "updates", updates)
+    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+
+
+def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
+    _check_table("row_l2norm", "norms", norms)
+
+
+def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
+    _check_table("void_mask", "norms", norms)
+    return norms.new_empty((norms.shape[0], norms.shape[1] - 1), dtype=torch.bool)
+
+
+def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
+    _check_shape("exit_select", "stream", stream, kept.shape)
+    _check_table("exit_select", "norms", norms)
+
+
+def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    expectation = f"shape {list(expected)}"
+    _check(tensor.dim() == len(expected), op, argument, expectation, tensor)
+    for got, wanted in zip(tensor.shape, expected, strict=True):
+        _check(got == wanted, op, argument, expectation, tensor)
+
+
+def _check_table(op: str, argument: str, tensor: Tensor) -> None:
+    _check(tensor.dim() == 2, op, argument, "two dimensions, [rows, columns]", tensor)
+
+
+def _check(holds: bool | SymBool, op: str, argument: str, expected: str, tensor: Tensor) -> None:
+    """ValueError in the words of the op's own checks; with symbolic shapes, a condition for run time."""
+    torch._check_value(  # type: ignore[no-untyped-call]
+        holds, lambda: f"void_ext::{op}: {argument}: expected {expected}, got shape {list(tensor.shape)}"
+    )
