@@ -53,7 +53,7 @@ class Configuration:
         lines.append(f"void-ext: architectures {', '.join(map(str, self.arches))}")
         if torch.cuda and torch.cuda.split(".")[0] != self.toolkit.version.split(".")[0]:
             lines.append(
-                f"void-ext: note: torch was built with CUDA {torch.cuda}, the kernels will be with {self.toolkit.version}; "
+                f"void-ext: note: torch was built with CUDA {torch.cuda}, the kernels are with {self.toolkit.version}; "
                 "the driver must know the newer of the two"
             )
         return "\n".join(lines)
@@ -75,7 +75,9 @@ def decide() -> Configuration:
     toolkit = find_toolkit(torch.directory)
     if isinstance(toolkit, str):
         if wish == "1":
-            raise CudaError(f"VOID_EXT_CUDA=1, but {toolkit}. Install a CUDA toolkit, or set CUDA_HOME to where it lies")
+            raise CudaError(
+                f"VOID_EXT_CUDA=1, but {toolkit}. Install a CUDA toolkit, or set CUDA_HOME to where it lies"
+            )
         return Configuration(torch, None, [], toolkit)
     reason = f"nvcc {toolkit.version} found by {toolkit.found_by}"
     return Configuration(torch, toolkit, arches_for(toolkit), reason)

@@ -1,5 +1,5 @@
-"""PEP 517 backend: setuptools', plus the build tools the machine lacks. torch is never among them: it is the one that is
-installed, found by find_torch.py, so that no second torch is downloaded into the build environment."""
+"""PEP 517 backend: setuptools', plus the build tools the machine lacks. torch is never among them: it is the one that
+is installed, found by find_torch.py, so that no second torch is downloaded into the build environment."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _missing_tools() -> list[str]:
 
 
 def _version(tool: str) -> tuple[int, int]:
-    """(0, 0) where the tool is missing or does not run: a pip-installed cmake on PATH breaks once its package is gone."""
+    """(0, 0) where the tool is missing or does not run, as a script does whose package is gone."""
     path = shutil.which(tool)
     if path is None:
         return 0, 0

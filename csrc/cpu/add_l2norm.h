@@ -37,10 +37,10 @@ inline float add_row(const T* residual, const T* update, T* out, int64_t width, 
 template <typename T, bool kUpdates>
 void add_l2norm_rows(const AddL2NormArgs& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const float sum = add_row<T, kUpdates>(
-        static_cast<const T*>(args.residual) + row * args.residual_stride,
-        static_cast<const T*>(args.update) + row * args.update_stride, static_cast<T*>(args.out) + row * args.out_stride,
-        args.width, kUpdates ? args.updates + row * args.updates_stride : nullptr);
+    const float sum = add_row<T, kUpdates>(static_cast<const T*>(args.residual) + row * args.residual_stride,
+                                           static_cast<const T*>(args.update) + row * args.update_stride,
+                                           static_cast<T*>(args.out) + row * args.out_stride, args.width,
+                                           kUpdates ? args.updates + row * args.updates_stride : nullptr);
     args.norms[row * args.norms_stride] = __builtin_sqrtf(sum);
   }
 }

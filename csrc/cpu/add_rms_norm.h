@@ -25,10 +25,9 @@ void add_rms_norm_rows(const AddRmsNormArgs& args, int64_t begin, int64_t end) {
   const AddL2NormArgs& add = args.add;
   for (int64_t row = begin; row < end; ++row) {
     T* h = static_cast<T*>(add.out) + row * add.out_stride;
-    const float sum =
-        add_row<T, kUpdates>(static_cast<const T*>(add.residual) + row * add.residual_stride,
-                             static_cast<const T*>(add.update) + row * add.update_stride, h, add.width,
-                             kUpdates ? add.updates + row * add.updates_stride : nullptr);
+    const float sum = add_row<T, kUpdates>(static_cast<const T*>(add.residual) + row * add.residual_stride,
+                                           static_cast<const T*>(add.update) + row * add.update_stride, h, add.width,
+                                           kUpdates ? add.updates + row * add.updates_stride : nullptr);
     add.norms[row * add.norms_stride] = __builtin_sqrtf(sum);
     const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(add.width) + args.eps);
     normalise_row(h, static_cast<const T*>(args.weight), static_cast<T*>(args.normed) + row * args.normed_stride,

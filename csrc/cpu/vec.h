@@ -42,9 +42,7 @@ inline Vec load(const BFloat16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
-inline Vec load(const Float16* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+inline Vec load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
 inline void lanes(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
 
@@ -190,7 +188,8 @@ inline Float16 narrow(float x, const Float16*) {
   uint32_t half;
   if (magnitude > 0x7f800000u) {  // NaN
     half = 0x7e00u;
-  } else if (magnitude >= 0x47800000u) {  // 2^16 and above; what rounds up to it from below carries into infinity by itself
+  } else if (magnitude >=
+             0x47800000u) {  // 2^16 and above; what rounds up to it from below carries into infinity by itself
     half = 0x7c00u;
   } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 leaves mantissa * 2^-24 in the low bits, rounded
     half = bit_cast<float, uint32_t>(bit_cast<uint32_t, float>(magnitude) + 0.5f) - 0x3f000000u;
@@ -266,8 +265,8 @@ inline Vec store_part(T* p, Vec x, int64_t count) {
 
 // --- a row's sum of squares ---
 
-// Four chains of sixteen lanes, folded into a total every kFold elements, so that the rounding error of a sum grows with
-// kFold / 64 + width / kFold instead of width / 64.
+// Four chains of sixteen lanes, folded into a total every kFold elements, so that the rounding error of a sum grows
+// with kFold / 64 + width / kFold instead of width / 64.
 class SumOfSquares {
  public:
   static constexpr int64_t kFold = 4096;

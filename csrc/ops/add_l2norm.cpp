@@ -19,8 +19,7 @@ Tensor add_l2norm(const Tensor& residual, const Tensor& update, const Tensor& no
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(void_ext, m) {
-  m.def(
-      "add_l2norm(Tensor residual, Tensor update, Tensor(a!) norms, int column, Tensor(b!)? updates=None) -> Tensor");
+  m.def("add_l2norm(Tensor residual, Tensor update, Tensor(a!) norms, int column, Tensor(b!)? updates=None) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(void_ext, CPU, m) { m.impl("add_l2norm", TORCH_BOX(&add_l2norm<Cpu>)); }
 STABLE_TORCH_LIBRARY_IMPL(void_ext, CUDA, m) { m.impl("add_l2norm", TORCH_BOX(&add_l2norm<Cuda>)); }

@@ -109,7 +109,8 @@ void check_same_shape(const View& view, const View& like) {
 }
 
 void check_alpha(const char* op, double alpha) {
-  if (!(std::isfinite(static_cast<float>(alpha)) && alpha >= 0)) fail(op, "alpha", "expected a finite float32 >= 0, got ", alpha);
+  if (!(std::isfinite(static_cast<float>(alpha)) && alpha >= 0))
+    fail(op, "alpha", "expected a finite float32 >= 0, got ", alpha);
 }
 
 Rows row_shape(const View& view) {
@@ -155,7 +156,8 @@ int64_t check_mutable_rows(const View& view) {
 }
 
 int64_t check_table(const View& table, const View& stream, int64_t rows) {
-  if (table.dtype != aoti_torch_dtype_float32()) fail(table.op, table.name, "expected float32, got ", table.dtype_name());
+  if (table.dtype != aoti_torch_dtype_float32())
+    fail(table.op, table.name, "expected float32, got ", table.dtype_name());
   if (table.dim != 2) fail(table.op, table.name, "expected two dimensions, [rows, columns], got shape ", table.shape());
   check_same_device(table, stream);
   if (table.sizes[0] < rows) {

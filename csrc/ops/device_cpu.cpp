@@ -36,15 +36,11 @@ void spread(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int
 
 }  // namespace
 
-void Cpu::run(const View&, const AddL2NormArgs& args) {
-  spread(row_kernels().add_l2norm, args, args.rows, args.width);
-}
+void Cpu::run(const View&, const AddL2NormArgs& args) { spread(row_kernels().add_l2norm, args, args.rows, args.width); }
 void Cpu::run(const View&, const AddRmsNormArgs& args) {
   spread(row_kernels().add_rms_norm, args, args.add.rows, args.add.width);
 }
-void Cpu::run(const View&, const RowL2NormArgs& args) {
-  spread(row_kernels().row_l2norm, args, args.rows, args.width);
-}
+void Cpu::run(const View&, const RowL2NormArgs& args) { spread(row_kernels().row_l2norm, args, args.rows, args.width); }
 void Cpu::run(const View&, const VoidMaskArgs& args) { spread(cpu::void_mask, args, args.rows, args.layers); }
 void Cpu::run(const View&, const ExitSelectArgs& args) { spread(cpu::exit_select, args, args.rows, args.width); }
 

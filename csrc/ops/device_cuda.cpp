@@ -16,10 +16,12 @@ namespace {
 void* current_stream(const View& view) {
   void* stream = nullptr;
   if (aoti_torch_get_current_cuda_stream == nullptr) {
-    fail(view.op, view.name, "is on ", view.device(), ", but the torch that is loaded has no CUDA; install one that has");
+    fail(view.op, view.name, "is on ", view.device(),
+         ", but the torch that is loaded has no CUDA; install one that has");
   }
   if (aoti_torch_get_current_cuda_stream(view.device_index, &stream) != AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error(std::string("void_ext::") + view.op + ": torch gave no current stream of " + view.device());
+    throw std::runtime_error(std::string("void_ext::") + view.op + ": torch gave no current stream of " +
+                             view.device());
   }
   return stream;
 }
@@ -28,8 +30,8 @@ template <typename Args>
 void enqueue(const View& view, int (*launch)(const Args&, void*), const Args& args) {
   const cuda::DeviceGuard guard(view.device_index);
   if (const int error = launch(args, current_stream(view)); error != 0) {
-    throw std::runtime_error(std::string("void_ext::") + view.op + ": the launch on " + view.device() + " failed: " +
-                             cuda::error_string(error));
+    throw std::runtime_error(std::string("void_ext::") + view.op + ": the launch on " + view.device() +
+                             " failed: " + cuda::error_string(error));
   }
 }
 

@@ -7,7 +7,8 @@ namespace void_ext {
 namespace {
 
 [[noreturn]] void refuse(const View& view) {
-  fail(view.op, view.name, "is on ", view.device(), ", but void_ext was built without CUDA (" VOID_EXT_CUDA_REASON
+  fail(view.op, view.name, "is on ", view.device(),
+       ", but void_ext was built without CUDA (" VOID_EXT_CUDA_REASON
        "). Where nvcc is installed, rebuild it from its source directory: "
        "VOID_EXT_CUDA=1 pip install --no-build-isolation --no-deps --force-reinstall .");
 }

@@ -18,8 +18,8 @@ void exit_select(const Tensor& kept, const Tensor& stream, const Tensor& norms, 
   const Rows rows = row_shape(target);
   args.norms_stride = check_table(table, target, rows.count);
   if (layer < 0 || layer + 1 >= table.sizes[1]) {
-    fail(op, "layer", "expected 0 to ", table.sizes[1] - 2, ", a layer with norms before and after it in norms of shape ",
-         table.shape(), ", got ", layer);
+    fail(op, "layer", "expected 0 to ", table.sizes[1] - 2,
+         ", a layer with norms before and after it in norms of shape ", table.shape(), ", got ", layer);
   }
   check_alpha(op, alpha);
   Device::require(target);

@@ -27,9 +27,7 @@ void row_l2norm(const Tensor& stream, const Tensor& norms, int64_t column) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(void_ext, m) {
-  m.def("row_l2norm(Tensor stream, Tensor(a!) norms, int column) -> ()");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(void_ext, m) { m.def("row_l2norm(Tensor stream, Tensor(a!) norms, int column) -> ()"); }
 STABLE_TORCH_LIBRARY_IMPL(void_ext, CPU, m) { m.impl("row_l2norm", TORCH_BOX(&row_l2norm<Cpu>)); }
 STABLE_TORCH_LIBRARY_IMPL(void_ext, CUDA, m) { m.impl("row_l2norm", TORCH_BOX(&row_l2norm<Cuda>)); }
 
