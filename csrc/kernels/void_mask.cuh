@@ -47,10 +47,10 @@ static __global__ void __launch_bounds__(kMaskRows) void_mask_kernel(const VoidM
         }
       }
       __syncthreads();
+      // No barrier after this: a lane's next flags replace those that it stores here, and nobody reads norms any more.
       for (int r = warp; r < rows; r += kMaskRows / kWarp) {
         if (lane < layers) args.active[(base + r) * args.active_stride + layer + lane] = flags[r][lane];
       }
-      __syncthreads();  // the next tile overwrites both
     }
   }
 }

@@ -36,11 +36,20 @@ int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t wid
 __device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
 __device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
 
+constexpr int kMaxSums = 2;
+
+// Shared memory for the warps' shares of sum i. Not a template's, which the host shim could not find and poison.
+static __device__ __forceinline__ float* warp_sums(int i) {
+  __shared__ float sums[kMaxSums][kWarp];
+  return sums[i];
+}
+
 // Sums over a row's threads; every thread receives the totals. The exchange is symmetric and float addition commutes,
 // so all threads hold the same bits. All threads of the block must call it when blockDim.x is more than a warp, and a
 // barrier must come between two calls.
 template <int kSums>
 __device__ __forceinline__ void row_sum(float (&sums)[kSums]) {
+  static_assert(kSums <= kMaxSums);
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
 #pragma unroll
@@ -48,15 +57,14 @@ __device__ __forceinline__ void row_sum(float (&sums)[kSums]) {
   }
   if (blockDim.x == kWarp) return;
 
-  __shared__ float warp_sums[kSums][kWarp];
-  const int lane = threadIdx.x % kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
   if (lane == 0) {
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) warp_sums[i][threadIdx.x / kWarp] = sums[i];
+    for (int i = 0; i < kSums; ++i) warp_sums(i)[threadIdx.x / kWarp] = sums[i];
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) sums[i] = lane < blockDim.x / kWarp ? warp_sums[i][lane] : 0.0f;
+  for (int i = 0; i < kSums; ++i) sums[i] = lane < blockDim.x / kWarp ? warp_sums(i)[lane] : 0.0f;
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
 #pragma unroll
