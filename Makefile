@@ -14,7 +14,9 @@ STAMPS := $(VENV)/stamps
 CPP_DIRS := csrc python_tests
 NATIVE_SOURCES := $(shell find csrc build_backend -type f ! -name '*.pyc' 2>/dev/null) setup.py pyproject.toml
 GPU_PYTHON ?= python3
-PYTEST := $(RUN)/python -m pytest
+# The compiler that the preflight chose, and cmake and ninja of the environment.
+TOOLS := . ./$(STAMPS)/preflight && export CXX PATH="$(CURDIR)/$(RUN):$$PATH" &&
+PYTEST := $(TOOLS) python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # make's own default for CXX is no choice of the user's.
@@ -62,8 +64,9 @@ $(STAMPS)/packages: constraints.txt $(STAMPS)/venv
 	@touch $@
 
 $(STAMPS)/build: $(NATIVE_SOURCES) $(STAMPS)/packages
-	. ./$(STAMPS)/preflight && export CXX && \
-	    $(RUN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(TOOLS) python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@$(RUN)/python -c 'from void_ext import _library; \
+	    i = _library.build_info(); print("void_ext", i["version"], "| CPU:", i["cpu_isa"], "| CUDA:", i["cuda_reason"])'
 	@touch $@
 
 # A library that is gone is made again, whatever the stamp says.
