@@ -75,7 +75,7 @@ struct AddRow {
 };
 
 template <typename T, bool kAligned, bool kUpdates>
-__global__ void __launch_bounds__(kMaxThreadsPerRow) add_l2norm_kernel(const AddL2NormArgs args) {
+__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) add_l2norm_kernel(const AddL2NormArgs args) {
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     AddRow<T, kAligned, kUpdates> add(args, row);
     for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {

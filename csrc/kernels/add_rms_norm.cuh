@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kerne
 }
 
 template <typename T, bool kAligned, bool kUpdates>
-__global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
+__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
   using Bits = typename Element<T>::Bits;
   const Bits* weight = static_cast<const Bits*>(args.weight);
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {

@@ -24,7 +24,7 @@ __device__ __forceinline__ bool layer_active(const float* norms, int64_t layer, 
 
 // T stands for every type of its size: elements are copied, never read as numbers.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreadsPerRow) exit_select_kernel(const ExitSelectArgs args) {
+__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) exit_select_kernel(const ExitSelectArgs args) {
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {

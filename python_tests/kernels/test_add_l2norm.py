@@ -102,11 +102,11 @@ def test_every_16_bit_pattern(shim, place, values, dtype16, seed):
     assert_bits_equal(h, torch.add(residual, update), "h", any_nan=True)
 
 
-@pytest.mark.parametrize("size", [16384 + 4, 33000])
+@pytest.mark.parametrize("size", [8192 + 4, 33000])
 def test_rows_wider_than_a_block_holds(shim, place, values, norm_tolerance, size):
     residual, update = values(2, size, torch.float32), values(2, size, torch.float32, seed=1)
     result = run(shim, place, residual, update)
-    assert shim.threads_per_row == 1024
+    assert shim.threads_per_row == 512
     check(result, residual, update, norm_tolerance)
     shifted = run(shim, place, residual, update, ("shifted",) * 3)
     assert_bits_equal(shifted[1], result[1], "norms")

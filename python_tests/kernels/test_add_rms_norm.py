@@ -87,7 +87,7 @@ def test_a_row_has_the_same_bits_anywhere(shim, place, values, dtype, size):
             assert_bits_equal(left, right, f"{name}, {how}")
 
 
-@pytest.mark.parametrize("size", [32768, 32768 + 8, 40000])
+@pytest.mark.parametrize("size", [16384, 16384 + 8, 40000])
 def test_rows_wider_than_the_registers_hold(shim, place, values, size):
     """The last width held in registers, the first that is not, and more than one round of the loop."""
     residual, update = values(2, size, torch.bfloat16), values(2, size, torch.bfloat16, seed=1)
