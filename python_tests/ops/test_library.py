@@ -80,6 +80,28 @@ def test_threads_that_load_at_once_all_find_the_ops() -> None:
     assert python(code).stdout.strip() == "8"
 
 
+def test_a_cuda_call_that_cannot_be_says_why() -> None:
+    """The CUDA kernels called on CPU tensors, as no CUDA tensor can be made here; with a device, gpu tests call them."""
+    if torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA")
+    _library.load()
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    expected = "but the torch that is loaded has no CUDA"
+    if not _library.build_info()["cuda"]:
+        expected = "but void_ext was built without CUDA"
+    rows, norms = torch.ones(2, 8), torch.zeros(2, 3)
+    for op, arguments in (
+        ("add_l2norm", (rows, rows, norms, 1)),
+        ("add_rms_norm", (rows, rows, torch.ones(8), 1e-5, norms, 1)),
+        ("row_l2norm", (rows, norms, 1)),
+        ("void_mask", (norms, 0.8)),
+        ("exit_select", (rows, rows, norms, 1, 0.8)),
+    ):
+        with pytest.raises(ValueError, match=rf"void_ext::{op}: \w+: is on cpu, {expected}"):
+            getattr(torch.ops.void_ext, op).default.redispatch(cuda, *arguments)
+    assert norms.count_nonzero() == 0
+
+
 def test_importing_the_package_alone_imports_nothing_heavy() -> None:
     code = (
         "import sys, torch; before = set(sys.modules); import void_ext; import void_ext.ops;"

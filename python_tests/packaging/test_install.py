@@ -1,4 +1,4 @@
-"""What a user types: `pip install` from a source distribution, with build isolation, where torch is and where it is not.
+"""What a user types: `pip install` of a source distribution, build isolated, where torch is and where it is not.
 
 Needs a package index for setuptools and pybind11, as any isolated build does; skipped without one.
 """
@@ -111,7 +111,7 @@ print(json.dumps([void_ext.__file__, _library.build_info(), norms.tolist(), refu
     assert info["cuda"] is False
     assert info["cuda_reason"] == "VOID_EXT_CUDA=0"
     assert info["torch_built"] == torch.__version__
-    assert norms == [[32**0.5], [32**0.5]] or norms == [[pytest.approx(32**0.5)]] * 2
+    assert norms == [[pytest.approx(32**0.5)]] * 2
     assert "stream: is on cpu, but void_ext was built without CUDA (VOID_EXT_CUDA=0)" in refused
     assert "VOID_EXT_CUDA=1 pip install" in refused
 
