@@ -33,6 +33,15 @@ def close(actual: torch.Tensor, expected: torch.Tensor, rtol: float = 2e-6) -> N
     torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=0)
 
 
+def first(output: Any) -> torch.Tensor:
+    """The stream in a layer's output, which is a tuple for some families of transformers 4.57."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def like(output: Any, stream: torch.Tensor) -> Any:
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
 # ---- 2, 3: phases and content ----
 
 
@@ -195,7 +204,7 @@ def test_assisted_generation(tiny: Any, padded_batch: Any) -> None:
     """Candidates that were rejected leave no rows behind."""
     model, assistant = tiny("llama"), tiny("llama", seed=1)
     ids = padded_batch[0][:1]
-    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    settings = {"max_new_tokens": 8, "eos_token_id": None, "do_sample": False}
     plain = model.generate(input_ids=ids, **settings)
     with void_ext.patch(model) as handle:
         output = model.generate(input_ids=ids, assistant_model=assistant, **settings)
@@ -420,7 +429,7 @@ def test_no_active_layer_exits_with_the_embedding(family: str, tiny: Any, padded
     layers[0].register_forward_pre_hook(lambda m, args: entered.append(args[0].clone()))
     # Every layer takes a tenth off the stream: all deltas are negative, and below any range before them.
     for index, layer in enumerate(layers):
-        layer.register_forward_hook(lambda m, args, output, factor=0.9 - 0.1 * index: args[0] * factor)
+        layer.register_forward_hook(lambda m, args, out, factor=0.9 - 0.1 * index: like(out, args[0] * factor))
     with void_ext.patch(model, mode="exit", alpha=0.0) as handle:
         logits = model(input_ids=ids).logits
     assert handle.trace is not None
@@ -441,17 +450,21 @@ def test_norms_are_of_the_stream_as_hooks_left_it(
 
     def steer_all() -> None:
         for index in (1, 5):
-            layers[index].register_forward_hook(lambda m, a, o: o.mul_(3.0) if in_place else o * 3.0)
+            layers[index].register_forward_hook(
+                lambda m, a, o: like(o, first(o).mul_(3.0) if in_place else first(o) * 3.0)
+            )
 
     if not late:
         steer_all()
     with void_ext.patch(model) as handle, mode():
         if late:
             steer_all()
-        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        seen: list[torch.Tensor] = []
+        layers[2].register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+        model(input_ids=ids)
     assert handle.trace is not None
     norms = handle.trace.prompt.norms
-    close(norms[..., 2], states[2].double().norm(dim=-1))
+    close(norms[..., 2], seen[0].double().norm(dim=-1))
     real = ids != 0  # the pad token's embedding is zero, and stays zero
     assert float((norms[..., 6] / norms[..., 5])[real].min()) > 1.5
 
@@ -514,6 +527,7 @@ def test_no_host_synchronisation_is_added(
             )
         return counter.count
 
+    run()  # transformers 4.57 keeps a static cache on the model and finds it filled in the second run
     before = run()
     with void_ext.patch(model, mode=mode, granularity=granularity, updates=True, halves=True) as handle:
         assert run() == before

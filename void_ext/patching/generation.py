@@ -39,6 +39,7 @@ class TracedGenerate(_Method):
             finally:
                 recorder.paused = paused
         settings = _Settings(self.model, args, kwargs)
+        recorder.recount(kwargs.get("past_key_values"))
         recorder.generation = settings.generation()
         try:
             output = self.__wrapped__(*args, **kwargs)

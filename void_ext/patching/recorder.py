@@ -274,9 +274,15 @@ class Recorder:
     # ---- traces ----
 
     def forget(self) -> None:
-        """Drop the current trace; the next forward starts a new one."""
+        """Drop the current trace and what was counted; the next forward starts a new one."""
         self.store = None
         self._cache = None
+        self._lengths.clear()
+
+    def recount(self, cache: Any) -> None:
+        """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
+        if cache is not None and _weakly_referable(cache):
+            self._lengths.pop(cache, None)
 
     def _place(self, cache: Any, batch: int, length: int) -> None:
         generation = self.generation
@@ -296,12 +302,10 @@ class Recorder:
             return 0
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        answer = cache.get_seq_length()
-        if not isinstance(answer, Tensor):
-            return int(answer)
-        if cache in self._lengths:
-            return self._lengths[cache]
-        return int(answer)  # a static cache that was filled before the model was patched: asked once
+        if getattr(cache, "is_compileable", False) and cache in self._lengths:
+            return self._lengths[cache]  # a static cache answers with a device tensor
+        # Asked once of a static cache: when it comes with content we have not counted.
+        return int(cache.get_seq_length())
 
     def _phases(self, start: int, length: int) -> list[int]:
         if self.forced_phase is not None:

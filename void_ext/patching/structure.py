@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 class UnsupportedModelError(ValueError):
@@ -121,8 +122,11 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         for module in layer.modules()
         if isinstance(getattr(module, "is_causal", None), bool)
     ]
+    encoder = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        model.config, "is_decoder", False
+    )
     # Cross-attention inside a decoder layer is not causal; a layer with no causal attention at all is an encoder's.
-    if not any(flags) and (flags or not model.can_generate()):
+    if not any(flags) and (flags or encoder or not model.can_generate()):
         raise UnsupportedModelError(
             f"model: {label} attends in both directions; expected a decoder-only causal language model, whose tokens "
             "have one residual stream each that later tokens do not change"
