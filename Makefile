@@ -41,7 +41,8 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 demo: build ## trace a real 135M model on a prompt and draw which layers were voids
-	$(RUN)/void-ext demo
+	@mkdir -p demo
+	cd demo && ../$(RUN)/void-ext demo --force
 
 test: build ## everything that needs no GPU and no patience
 	$(PYTEST) -m "not gpu and not slow" $(ARGS)
