@@ -1,0 +1,24 @@
+"""The driver that compute-sanitizer is run over works, here on the CPU, and notices a wrong result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tools.gpu import drive_ops
+
+
+def test_every_op_is_driven(monkeypatch):
+    called = set()
+    for name in ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"):
+        real = getattr(drive_ops.ops, name)
+        monkeypatch.setattr(drive_ops.ops, name, lambda *a, real=real, name=name: (called.add(name), real(*a))[1])
+    assert drive_ops.drive(torch.device("cpu")) > 100
+    assert len(called) == 5
+
+
+def test_a_wrong_result_is_noticed(monkeypatch):
+    real = drive_ops.ops.add_l2norm
+    monkeypatch.setattr(drive_ops.ops, "add_l2norm", lambda *a: real(*a) + 1)
+    with pytest.raises(AssertionError, match="add_l2norm"):
+        drive_ops.drive(torch.device("cpu"))
