@@ -144,9 +144,8 @@ def sanitize(step: Step) -> bool:
     for check in SANITIZERS:
         if step.done.get(check) == "clean":
             continue
-        # The GPU tests of the ops, the small ones: a sanitised kernel runs many times slower.
-        tests = ("-m", "pytest", "-q", "-m", "gpu and not slow", "python_tests/ops", "-x", "-p", "no:cacheprovider")
-        status = step.run(tool, f"--tool={check}", "--error-exitcode=77", "--", sys.executable, *tests)
+        driver = (sys.executable, "tools/gpu/drive_ops.py")
+        status = step.run(tool, f"--tool={check}", "--error-exitcode=77", *driver)
         step.done[check] = {0: "clean", 77: "errors found", 124: "out of time"}.get(status, f"exit status {status}")
         step.save()
     return all(step.done[check] == "clean" for check in SANITIZERS)
