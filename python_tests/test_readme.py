@@ -1,0 +1,27 @@
+"""The README's Python, run as it stands, block after block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from void_ext.testing import assert_close, tolerance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"README block {number}", "exec"), names)
+    assert names["trace"].num_layers == 30
+    assert (tmp_path / "trace.png").stat().st_size > 10_000
+    expected = torch.linalg.vector_norm(names["h"].double(), dim=-1)
+    assert_close(names["norms"][:, 3], expected, tolerance("norm", torch.bfloat16, 576), "norms")
