@@ -1,3 +1,5 @@
+// How fibers.h does it: one ucontext and one stack a thread. The scheduler switches to a fiber and back, answers a
+// shuffle or barrier once all who must have arrived, and tells AddressSanitizer of every switch.
 #include "fibers.h"
 
 #include <sys/mman.h>
