@@ -22,8 +22,14 @@ def check_output(path: str | os.PathLike[str], *, what: str = "path", force: boo
     parent = target.parent
     if not parent.is_dir():
         raise FileNotFoundError(f"{what}: the directory {str(parent)!r} of {str(target)!r} does not exist")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{what}: the directory {str(parent)!r} of {str(target)!r} is not writable")
+    try:
+        # Trying tells what permission bits do not: read-only and special file systems, root, quotas.
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PermissionError(
+            f"{what}: the directory {str(parent)!r} of {str(target)!r} is not writable: {reason}"
+        ) from None
     if not force and os.path.lexists(target):
         raise FileExistsError(f"{what}: {str(target)!r} exists already; pass force (--force) to replace it")
     return target

@@ -53,25 +53,25 @@ def load(
     """
     wanted, place = parse_dtype(dtype), parse_device(device)
     name = os.fspath(name_or_path)
+    local = is_local(name)
+    if local and revision is not None:
+        raise ValueError(f"revision: only a hub id has revisions, {name!r} has none; got {revision!r}")
     if name == SMOLLM2:
         from void_ext.models._smollm2 import smollm2
 
-        _refuse_revision(name, revision)
         return smollm2(dtype=wanted, device=device, progress=progress)
-    local = _is_local(name)
-    if local:
-        _refuse_revision(name, revision)
-        _check_directory(name)
-        name = os.path.expanduser(name)
+    name = os.path.expanduser(name)
     from_pretrained: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or _hub_out_of_reach()}
     if revision is not None:
         from_pretrained["revision"] = revision
 
     progress("importing transformers", 0, 0)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
         progress("reading the tokenizer", 0, 0)
+        # The config comes first: where a repository needs its own code, this says so and nothing else does reliably.
+        from_pretrained["config"] = AutoConfig.from_pretrained(name, **from_pretrained)
         tokenizer = AutoTokenizer.from_pretrained(name, **from_pretrained)
         progress("reading the model", 0, 0)
         if place == "auto":
@@ -84,13 +84,12 @@ def load(
     return model.eval(), tokenizer
 
 
-def _refuse_revision(name: str, revision: str | None) -> None:
-    if revision is not None:
-        raise ValueError(f"revision: only a hub id has revisions, {name!r} has none; got {revision!r}")
-
-
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
+    """Whether :func:`load` takes ``name`` from this machine, not the hub. ModelError where it cannot be either."""
+    if name == SMOLLM2:
+        return True
     if os.path.isdir(os.path.expanduser(name)):
+        _check_directory(name)
         return True
     if os.path.exists(os.path.expanduser(name)):
         raise ModelError(f"{name!r} is a file; a model is a directory with config.json, weights and tokenizer in it")

