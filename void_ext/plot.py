@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from void_ext import _options
 from void_ext._files import check_output, replacing
 from void_ext._token_text import Font, token_texts
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
@@ -251,7 +251,8 @@ def _draw_title(
     real = sum(int(panel.real.sum()) for panel in panels)
     void = sum(panel.void_share * int(panel.real.sum()) for panel in panels if panel.real.any())
     share = f"{void / real:.0%} of {real} tokens × {trace.num_layers} layers are voids" if real else "no real token"
-    name = font.shown(trace.model_name or trace.model_type or "model")
+    name = trace.model_name or trace.model_type or "model"
+    name = font.shown(Path(name).name if os.path.isabs(name) else name)  # a picture is shown around; paths are not
     extra = f"   granularity {trace.granularity}" if trace.granularity != "token" else ""
     extra += f"   row {row} of {rows}" if rows > 1 else ""
     top = 1 - 0.27 / inches_high

@@ -1,0 +1,149 @@
+"""The command line: what can be asked, and values refused before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import void_ext
+from void_ext import _options
+
+ALPHA = 0.8
+MAX_NEW_TOKENS = 50
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``arguments.run(arguments, terminal)`` runs the command that was chosen."""
+    parser = argparse.ArgumentParser(
+        prog="void-ext", description="Which layers of a language model did nothing for a token (its voids)."
+    )
+    parser.add_argument("--version", action="version", version=f"void-ext {void_ext.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,demo}")
+    _add_info(commands.add_parser("info", help="what this build is and what it runs on"))
+    _add_trace(commands.add_parser("trace", help="generate with a model and show which layers were active"))
+    _add_demo(commands.add_parser("demo", help="the same on a small model from PyPI, with a picture"))
+    return parser
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_lazy("_info"))
+    _add_common(parser)
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_lazy("_run"), parser=parser)
+    parser.add_argument("model", metavar="MODEL", help="a local directory, a hub id, or `smollm2` (from PyPI alone)")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what the model is asked")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads stdin")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    _add_generation(parser)
+    _add_outputs(parser)
+    _add_common(parser)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_lazy("_demo"), parser=parser, model="smollm2", revision=None)
+    parser.add_argument("--prompt", metavar="TEXT", help="another question than the built-in one")
+    _add_generation(parser)
+    _add_outputs(parser, where="default: ./void-demo.{}, or the next free number")
+    _add_common(parser)
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tracing")
+    group.add_argument(
+        "--alpha", type=_alpha, default=ALPHA, metavar="A", help=f"threshold factor >= 0 (default {ALPHA})"
+    )
+    group.add_argument("--mode", choices=_options.MODES, default="trace", help="exit: early exit, as the paper's code")
+    group.add_argument(
+        "--granularity", choices=_options.GRANULARITIES, default="token", help="one verdict per … (token)"
+    )
+    group.add_argument(
+        "--fuse", choices=_options.FUSES, default="add", help="add: bit-identical; norm: fuses RMSNorm too"
+    )
+    group = parser.add_argument_group("generating")
+    group.add_argument(
+        "--max-new-tokens", type=_count, default=MAX_NEW_TOKENS, metavar="N", help=f"default {MAX_NEW_TOKENS}"
+    )
+    group.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="put the prompt into the tokenizer's chat template (default: if it has one)",
+    )
+    group.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    group.add_argument("--temperature", type=_positive, metavar="T", help="with --sample (default 0.6)")
+    group.add_argument("--top-p", type=_share, metavar="P", help="with --sample (default 0.9)")
+    group.add_argument("--seed", type=_seed, metavar="S", help="with --sample (default 0)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    group.add_argument("--device", help="cpu, cuda, cuda:N, auto (default: the first GPU, else the CPU)")
+
+
+def _add_outputs(parser: argparse.ArgumentParser, where: str = "") -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--plot", metavar="FILE", help=f"draw the trace: .png, .svg or .pdf {_note(where, 'png')}")
+    group.add_argument("--save", metavar="FILE", help=f"keep the trace: .safetensors {_note(where, 'safetensors')}")
+    group.add_argument("--no-tokens", action="store_true", help="leave the token ids out of the saved trace")
+    group.add_argument("--force", action="store_true", help="replace files that exist")
+    group.add_argument("--no-timing", action="store_true", help="do not compare the speed with the unpatched model")
+
+
+def _note(where: str, suffix: str) -> str:
+    return f"({where.format(suffix)})" if where else ""
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """End with a usage error where sampling options came without ``--sample``; fill in their defaults."""
+    for name, default in (("temperature", 0.6), ("top_p", 0.9), ("seed", 0)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif not arguments.sample:
+            option = name.replace("_", "-")
+            arguments.parser.error(f"argument --{option}: only means something together with --sample")
+
+
+def _lazy(module: str) -> Callable[..., int]:
+    def run(*arguments: object) -> int:
+        from importlib import import_module
+
+        code: int = import_module(f"void_ext.cli.{module}").run(*arguments)
+        return code
+
+    return run
+
+
+def _number(text: str, kind: Callable[[str], float], fits: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def _alpha(text: str) -> float:
+    return _number(text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number >= 0")
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, lambda value: math.isfinite(value) and value > 0, "a finite number > 0")
+
+
+def _share(text: str) -> float:
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
+
+
+def _count(text: str) -> int:
+    return int(_number(text, int, lambda value: value >= 1, "a whole number >= 1"))
+
+
+def _seed(text: str) -> int:
+    return int(_number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"))
