@@ -32,6 +32,7 @@ class TraceStore:
         self.eos: tuple[int, ...] = ()
         self.final_tokens: Tensor | None = None  # what generate() returned, when stopping has to be read off it
         self.final_pad: int | None = None
+        self.final_start = 0  # the position of its first column: with embeddings only new tokens are returned
         self.prompt_length: int | None = None
         self._tables: dict[str, Tensor] = {}
         self._new = {
@@ -142,9 +143,10 @@ class TraceStore:
         # A row ended by a stop string or a custom criterion goes on as padding in the returned sequences. Its last
         # token before that padding is what ended it: generated, but consumed only because other rows went on.
         assert self.final_tokens is not None
+        assert self.final_pad is not None
         assert self.prompt_length is not None
         final = self.final_tokens.to(self.device)
-        index = torch.arange(final.shape[1], device=self.device)
-        kept = torch.where(final != self.final_pad, index, -1)
+        index = torch.arange(final.shape[1], device=self.device) + self.final_start
+        kept = index.expand_as(final).masked_fill(final == self.final_pad, -1)
         last = kept.max(dim=1).values.clamp_min(self.prompt_length)
         return torch.tensor(positions, device=self.device)[None, :] < last[:, None]

@@ -323,6 +323,15 @@ def test_rows_ended_by_a_criterion(tiny: Any, padded_batch: Any) -> None:
                 logits_processor=force_tokens(model, rows[row : row + 1]),
             )
             alone.append(int(handle.trace.response.mask.sum()))
+        # With embeddings for a prompt, generate() returns the new tokens alone.
+        model.generate(
+            inputs_embeds=model.get_input_embeddings()(ids),
+            attention_mask=mask,
+            max_new_tokens=6,
+            stopping_criteria=criteria,
+            logits_processor=force_tokens(model, rows),
+        )
+        assert handle.trace.response.mask.sum(1).tolist() == together
     assert together == alone == [2, 5, 0]
 
 

@@ -6,6 +6,7 @@ RMSNorms of a layer into the adds before them, across the layer boundary too (at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from void_ext.patching.recorder import Call, Recorder
 from void_ext.patching.registry import PreNormForm
 
-_add_l2norm = torch.ops.void_ext.add_l2norm.default
-_add_rms_norm = torch.ops.void_ext.add_rms_norm.default
+_add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default
+_add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.void_ext.add_rms_norm.default
 
 
 class PreNormForward:
@@ -39,27 +40,30 @@ class PreNormForward:
         self.next_norm = next_norm  # fuse the input norm of the layer that follows
         self.following = following
         self.names = tuple(name for name, _ in form.arguments)
-        self.defaults = dict(form.arguments)
 
     @property
     def __wrapped__(self) -> Any:
         # inspect.signature(layer.forward) goes on showing the layer's own.
         return type(self.layer).forward.__get__(self.layer)
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         call = self.recorder.call
         if call is None:
             return self.__wrapped__(hidden_states, *args, **kwargs)
-        layer, form, index = self.layer, self.form, self.index
-        arguments = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
+        index, form = self.index, self.form
+        modules: dict[str, Any] = self.layer._modules
+        kwargs.update(zip(self.names, args, strict=False))
+        for name, default in form.arguments:
+            if name not in kwargs:
+                kwargs[name] = default
         call.enter(index, hidden_states)
 
         normed, call.normed = call.normed, None
         if normed is None:
-            normed = getattr(layer, form.input_norm)(hidden_states)
-        update, _ = getattr(layer, form.attention)(hidden_states=normed, **arguments)
+            normed = modules[form.input_norm](hidden_states)
+        update, _ = modules[form.attention](hidden_states=normed, **kwargs)
 
-        norm = getattr(layer, form.post_norm)
+        norm = modules[form.post_norm]
         if self.post_norm and _fusable(call, hidden_states, update, norm):
             table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
             middle, normed = _add_rms_norm(
@@ -72,7 +76,7 @@ class PreNormForward:
                 middle = hidden_states + update
             normed = norm(middle)
 
-        update = getattr(layer, form.mlp)(normed)
+        update = modules[form.mlp](normed)
         norm, watched = self.next_norm, self._watched()
         if norm is not None and not watched and _fusable(call, middle, update, norm):
             stream, call.normed = _add_rms_norm(

@@ -47,6 +47,7 @@ class TracedGenerate(_Method):
                 sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
                 if isinstance(sequences, Tensor) and sequences.shape[0] == recorder.store.batch:
                     recorder.store.final_tokens = sequences
+                    recorder.store.final_start = settings.prompt_length() if settings.ids() is None else 0
                     recorder.store.final_pad = settings.pad()
             return output
         finally:
@@ -103,14 +104,15 @@ class _Settings:
 
     def prompt_length(self) -> int:
         embeds = self.kwargs.get("inputs_embeds")
-        ids = next(
-            (x for x in (self.inputs, self.kwargs.get("input_ids"), self.kwargs.get("inputs")) if x is not None), None
-        )
-        given = embeds if embeds is not None else ids
+        given = embeds if embeds is not None else self.ids()
         length = 1 if given is None else int(given.shape[1])  # with no input generation starts from the bos token
         mask = self.kwargs.get("attention_mask")
         # With a cache the caller may pass only the new tokens, but then the mask spans the whole sequence.
         return max(length, int(mask.shape[1])) if isinstance(mask, Tensor) and mask.dim() == 2 else length
+
+    def ids(self) -> Tensor | None:
+        given: list[Tensor | None] = [self.inputs, self.kwargs.get("input_ids"), self.kwargs.get("inputs")]
+        return next((ids for ids in given if ids is not None), None)
 
     def eos(self) -> tuple[int, ...]:
         value = self.get("eos_token_id")

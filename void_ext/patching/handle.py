@@ -194,8 +194,7 @@ class Handle:
 
     def release(self) -> None:
         """Free what the recording holds. Traces the caller keeps stay readable; ``handle.trace`` is None."""
-        self._recorder.forget()
-        self._recorder.abandon()
+        self._recorder.release()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

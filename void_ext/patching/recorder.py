@@ -52,7 +52,14 @@ class Call:
     ``norms`` has a spare last column, which takes the norms that nobody asked for (of a fused RMSNorm, say).
     """
 
-    def __init__(self, batch: int, length: int, recording: Recording, real: Tensor | None = None):
+    def __init__(
+        self,
+        batch: int,
+        length: int,
+        recording: Recording,
+        tables: dict[torch.device, list[Tensor | None]],
+        real: Tensor | None = None,
+    ):
         self.batch = batch
         self.length = length
         self.recording = recording
@@ -68,9 +75,8 @@ class Call:
         self._last: Tensor | None = None
         self._version: int | None = None
         self._doubtful = False
-        self._tables: dict[torch.device, list[Tensor | None]] = {}
-        self._columns: dict[torch.device, list[int]] = {}
-        self._first: torch.device | None = None
+        self._tables = tables
+        self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
 
     def enter(self, index: int, stream: Tensor) -> None:
         """Layer ``index`` is about to run on ``stream``."""
@@ -90,7 +96,6 @@ class Call:
         """
         self.next = index + 1
         self._last, self._version, self._doubtful = stream, _version(stream), doubtful
-        self._columns.setdefault(self.norms.device, []).append(index)
         if self.updates is not None and entered is not None:
             self.tap(self.updates, index, stream.detach().float() - entered.detach().float())
 
@@ -115,15 +120,16 @@ class Call:
     def gather(self) -> dict[str, Tensor]:
         """The finished tables as ``[batch, length, columns]``, all on the device of the first layer."""
         names = ("norms", "updates", "halves")
-        assert self._first is not None
-        tables = dict(zip(names, self._tables[self._first], strict=True))
-        for device, columns in self._columns.items():
-            if device != self._first:
+        first = self._devices[0][1]
+        tables = dict(zip(names, self._tables[first], strict=True))
+        ends = [start for start, _ in self._devices[1:]] + [self.recording.layers]
+        for (start, device), end in zip(self._devices, ends, strict=True):
+            if device != first:
                 for name, shift, source in zip(names, (1, 0, 0), self._tables[device], strict=True):
                     target = tables[name]
                     if target is not None and source is not None:
-                        where = slice(columns[0] + shift, columns[-1] + 1 + shift)
-                        target[:, where] = source[:, where].to(self._first)
+                        columns = slice(start + shift, end + shift)
+                        target[:, columns].copy_(source[:, columns])
         layers = self.recording.layers
         width = {"norms": layers + 1, "updates": layers, "halves": layers}
         return {
@@ -139,7 +145,6 @@ class Call:
                 f"per input token, ({self.batch}, {self.length}, width). This model cannot be traced: "
                 "void_ext.unpatch(model) leaves it as it was"
             )
-        self._first = stream.device
         self._use(stream)
         self.tap(self.norms, 0, stream)
         if self.recording.mode == "exit":
@@ -148,8 +153,10 @@ class Call:
     def _use(self, stream: Tensor) -> None:
         device = stream.device
         recording = self.recording
-        if device not in self._tables:
-            rows = self.batch * self.length
+        self._devices.append((self.next, device))
+        rows = self.batch * self.length
+        held = self._tables.get(device)
+        if held is None or held[0] is None or held[0].shape[0] != rows:
             widths = (
                 recording.layers + 2,
                 recording.layers if recording.updates else 0,
@@ -194,6 +201,7 @@ class Recorder:
     forced_phase: int | None = None
     paused: bool = False
     _calls: int = 0
+    _tables: dict[torch.device, list[Tensor | None]] = field(default_factory=dict)  # of the last call, for the next
     _start: int = 0
     _arguments: dict[str, Any] = field(default_factory=dict)
     _new_trace: bool = False
@@ -224,7 +232,8 @@ class Recorder:
         mask = generation.mask if generation is not None and generation.mask is not None else None
         if mask is None:
             mask = arguments.get("attention_mask")
-        self.call = Call(batch, length, self.recording, _real_columns(mask, self._start, length))
+        real = _real_columns(mask, self._start, length)
+        self.call = Call(batch, length, self.recording, self._tables, real)
 
     def abandon(self) -> None:
         """The forward failed: nothing of it is kept."""
@@ -278,6 +287,12 @@ class Recorder:
         self.store = None
         self._cache = None
         self._lengths.clear()
+
+    def release(self) -> None:
+        """Forget, and free the tables kept for the next call."""
+        self.forget()
+        self.abandon()
+        self._tables.clear()
 
     def recount(self, cache: Any) -> None:
         """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
