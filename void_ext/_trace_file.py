@@ -12,8 +12,7 @@ from torch import Tensor
 
 from void_ext import _options
 from void_ext._files import replacing
-from void_ext.store import TraceStore
-from void_ext.trace import TraceInfo
+from void_ext.store import TraceInfo, TraceStore
 
 _FORMAT = "void_ext.trace"
 _VERSION = 1

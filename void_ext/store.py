@@ -6,6 +6,8 @@ the forward call that wrote it) is kept on the host; nothing here reads a device
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,19 @@ PHASES = ("prompt", "response")
 PROMPT, RESPONSE = 0, 1
 _UNSEEN = -1
 _MIN_CAPACITY = 64
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """What was traced and how; the part of a trace that is not a table."""
+
+    alpha: float = 0.8
+    granularity: str = "token"
+    reference_quirks: bool = False
+    mode: str = "trace"
+    dtype: str = "float32"
+    model_type: str = ""
+    model_name: str = ""
 
 
 class TraceStore:

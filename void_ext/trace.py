@@ -7,7 +7,6 @@ With n_0 … n_L of a token, its deltas, thresholds and voids follow without run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +14,10 @@ import torch
 from torch import Tensor
 
 from void_ext import _options, ops, quirks
-from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
+from void_ext.store import PHASES, PROMPT, RESPONSE, TraceInfo, TraceStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class TraceInfo:
-    """What was traced and how; the part of a trace that is not a table."""
-
-    alpha: float = 0.8
-    granularity: str = "token"
-    reference_quirks: bool = False
-    mode: str = "trace"
-    dtype: str = "float32"
-    model_type: str = ""
-    model_name: str = ""
 
 
 class PhaseTrace:

@@ -6,17 +6,15 @@ stream stays h_0, as there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from void_ext import quirks
+from void_ext import quirks, reference
+from void_ext.patching.recording import Recording
 
-if TYPE_CHECKING:
-    from void_ext.patching.recorder import Recording
-
-_exit_select = torch.ops.void_ext.exit_select.default
+_exit_select: Callable[..., None] = torch.ops.void_ext.exit_select.default
 
 
 class ExitSelector:
@@ -47,8 +45,6 @@ class ExitSelector:
         if self._native and stream.dtype in (torch.float32, torch.bfloat16, torch.float16):
             _exit_select(self.kept, stream, self._pooled, layer, alpha)
         else:
-            from void_ext import reference
-
             verdict = reference.void_mask(self._pooled[:, : layer + 2], alpha)[:, -1]
             self._select(stream, verdict.view(self._batch, -1))
 

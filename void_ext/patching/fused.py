@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from void_ext.patching.recorder import Call, Recorder
+from void_ext.patching.call import Call
+from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import PreNormForm
 
 _add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default

@@ -16,12 +16,13 @@ from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.fused import PreNormForward
 from void_ext.patching.generation import NeverCompile, TracedGenerate, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
-from void_ext.patching.recorder import Recorder, Recording
+from void_ext.patching.recorder import Recorder
+from void_ext.patching.recording import Recording
 from void_ext.patching.registry import PreNormForm, is_known_rms_norm, pre_norm_form
 from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
-from void_ext.store import PHASES
-from void_ext.trace import Trace, TraceInfo
+from void_ext.store import PHASES, TraceInfo
+from void_ext.trace import Trace
 
 _MARK = "_void_ext_handle"
 

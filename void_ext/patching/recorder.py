@@ -1,7 +1,7 @@
-"""What happens around and during one forward of a patched model.
+"""What happens around a forward of a patched model: where its rows belong, and their way into the trace.
 
-The body's hooks open and close a `Call`; layers write norms into the call's table as they run; closing appends the
-table to the trace. Positions, phases and cache lengths are counted here, on the host: nothing asks the device.
+The body's hooks open and close a `Call`; closing appends its table to the trace. Positions, phases and cache lengths
+are counted here, on the host: nothing asks the device.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from void_ext.patching.exit import ExitSelector
+from void_ext.patching.call import Call
+from void_ext.patching.recording import Recording
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
-
-_row_l2norm = torch.ops.void_ext.row_l2norm.default
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -30,164 +28,6 @@ class Generation:
     beams: bool
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     started: bool = False
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The fixed facts of a patch that decide what a call records."""
-
-    layers: int
-    mode: str
-    alpha: float
-    granularity: str
-    quirks: bool
-    updates: bool
-    halves: bool
-    native_devices: tuple[str, ...]  # device types this build has kernels for
-
-
-class Call:
-    """One forward of the layer stack: a table of ``batch * length`` rows, filled column by column.
-
-    ``norms`` has a spare last column, which takes the norms that nobody asked for (of a fused RMSNorm, say).
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        length: int,
-        recording: Recording,
-        tables: dict[torch.device, list[Tensor | None]],
-        real: Tensor | None = None,
-    ):
-        self.batch = batch
-        self.length = length
-        self.recording = recording
-        self.real = real  # [batch, length] bool, None: all
-        self.next = 0
-        self.native = False
-        self.plain = False
-        self.norms: Tensor = torch.empty(0)
-        self.updates: Tensor | None = None
-        self.halves: Tensor | None = None
-        self.exit: ExitSelector | None = None
-        self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
-        self._last: Tensor | None = None
-        self._version: int | None = None
-        self._doubtful = False
-        self._tables = tables
-        self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
-
-    def enter(self, index: int, stream: Tensor) -> None:
-        """Layer ``index`` is about to run on ``stream``."""
-        if index != self.next:
-            self._out_of_step(index)
-        if index == 0:
-            self._open(stream)
-        elif stream.device != self.norms.device:
-            self._move(stream)
-        else:
-            self.settle(stream)
-
-    def leave(self, index: int, stream: Tensor, entered: Tensor | None = None, *, doubtful: bool = False) -> None:
-        """Layer ``index`` gave ``stream``, whose norm is in column ``index + 1``.
-
-        ``entered`` is what the layer was given. ``doubtful`` says that a hook may change the stream unseen.
-        """
-        self.next = index + 1
-        self._last, self._version, self._doubtful = stream, _version(stream), doubtful
-        if self.updates is not None and entered is not None:
-            self.tap(self.updates, index, stream.detach().float() - entered.detach().float())
-
-    def settle(self, stream: Tensor) -> None:
-        """``stream`` is what the layer before left, as the next one sees it: hooks may have changed it on the way."""
-        if stream is not self._last or self._doubtful or self._version != _version(stream):
-            self.normed = None
-            self.tap(self.norms, self.next, stream)
-        self._last = None
-        if self.exit is not None:
-            self.exit.step(self.next - 1, stream, self.norms)
-
-    def tap(self, table: Tensor, column: int, stream: Tensor) -> None:
-        """Write the L2 norm of each row of ``stream`` into a column of ``table``."""
-        stream = stream.detach()
-        if self.native:
-            _row_l2norm(stream, table, column)
-        else:
-            norms = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.float32)
-            table[: self.batch * self.length, column].copy_(norms.view(-1))
-
-    def gather(self) -> dict[str, Tensor]:
-        """The finished tables as ``[batch, length, columns]``, all on the device of the first layer."""
-        names = ("norms", "updates", "halves")
-        first = self._devices[0][1]
-        tables = dict(zip(names, self._tables[first], strict=True))
-        ends = [start for start, _ in self._devices[1:]] + [self.recording.layers]
-        for (start, device), end in zip(self._devices, ends, strict=True):
-            if device != first:
-                for name, shift, source in zip(names, (1, 0, 0), self._tables[device], strict=True):
-                    target = tables[name]
-                    if target is not None and source is not None:
-                        columns = slice(start + shift, end + shift)
-                        target[:, columns].copy_(source[:, columns])
-        layers = self.recording.layers
-        width = {"norms": layers + 1, "updates": layers, "halves": layers}
-        return {
-            name: table[:, : width[name]].view(self.batch, self.length, -1)
-            for name, table in tables.items()
-            if table is not None
-        }
-
-    def _open(self, stream: Tensor) -> None:
-        if stream.dim() != 3 or stream.shape[:2] != (self.batch, self.length):
-            raise RuntimeError(
-                f"void_ext: the residual stream entering layer 0 has shape {tuple(stream.shape)}; expected one vector "
-                f"per input token, ({self.batch}, {self.length}, width). This model cannot be traced: "
-                "void_ext.unpatch(model) leaves it as it was"
-            )
-        self._use(stream)
-        self.tap(self.norms, 0, stream)
-        if self.recording.mode == "exit":
-            self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
-
-    def _use(self, stream: Tensor) -> None:
-        device = stream.device
-        recording = self.recording
-        self._devices.append((self.next, device))
-        rows = self.batch * self.length
-        held = self._tables.get(device)
-        if held is None or held[0] is None or held[0].shape[0] != rows:
-            widths = (
-                recording.layers + 2,
-                recording.layers if recording.updates else 0,
-                recording.layers if recording.halves else 0,
-            )
-            # A table made under inference_mode could not be read back in a later call outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._tables[device] = [
-                    torch.empty(rows, width, dtype=torch.float32, device=device) if width else None for width in widths
-                ]
-        norms, self.updates, self.halves = self._tables[device]
-        assert norms is not None
-        self.norms = norms
-        self.native = device.type in recording.native_devices and stream.dtype in _NATIVE_DTYPES
-        # Under grad mode the add must be differentiable: plain add, detached norms.
-        self.plain = torch.is_grad_enabled() or not self.native
-
-    def _move(self, stream: Tensor) -> None:
-        if self.exit is not None:
-            raise RuntimeError(
-                f"void_ext: mode='exit' needs all layers on one device; layer {self.next} runs on {stream.device} and "
-                f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
-            )
-        self._use(stream)
-
-    def _out_of_step(self, index: int) -> None:
-        what = "runs a second time" if index < self.next else f"runs right after layer {self.next - 1}"
-        raise RuntimeError(
-            f"void_ext: layer {index} {what} in one forward; expected each of the {self.recording.layers} layers "
-            "once, in order. This model cannot be traced: void_ext.unpatch(model) leaves it as it was"
-        )
 
 
 @dataclass
@@ -332,10 +172,6 @@ class Recorder:
 
     def force_phase(self, phase: str | None) -> None:
         self.forced_phase = None if phase is None else PHASES.index(phase)
-
-
-def _version(stream: Tensor) -> int | None:
-    return None if stream.is_inference() else stream._version
 
 
 def _real_columns(mask: Any, start: int, length: int) -> Tensor | None:

@@ -1,0 +1,19 @@
+"""The fixed facts of a patch that decide what each of its calls records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record, and how to judge it."""
+
+    layers: int
+    mode: str
+    alpha: float
+    granularity: str
+    quirks: bool
+    updates: bool
+    halves: bool
+    native_devices: tuple[str, ...]  # device types this build has kernels for
