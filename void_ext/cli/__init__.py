@@ -17,7 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     from void_ext.cli._console import Terminal
 
-    terminal = Terminal()
+    try:
+        terminal = Terminal()
+    except ModuleNotFoundError as error:
+        print(f"void-ext: error: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
+        return 1
     try:
         code: int = arguments.run(arguments, terminal)
         sys.stdout.flush()
