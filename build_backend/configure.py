@@ -10,9 +10,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pybind11
 from find_cuda import Arch, CudaError, Toolkit, arches_for, find_toolkit
 from find_torch import Torch, find_torch
+
+try:
+    import pybind11
+except ImportError:
+    raise SystemExit("\nerror: pybind11 is needed to build void-ext and missing: pip install pybind11\n") from None
+        "\nerror: pybind11 is needed to build void-ext and not installed: pip install pybind11\n"
+    ) from None
 
 SOURCE = Path(__file__).resolve().parent.parent
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_editable,
@@ -28,6 +29,12 @@ __all__ = [
     "prepare_metadata_for_build_editable",
     "prepare_metadata_for_build_wheel",
 ]
+
+# Without build isolation nobody else compares, and what an older one says of pyproject.toml leads nowhere.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"\nerror: void-ext needs setuptools>=77 to build, got {setuptools.__version__}: pip install -U setuptools\n"
+    )
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:

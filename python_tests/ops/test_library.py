@@ -81,7 +81,7 @@ def test_threads_that_load_at_once_all_find_the_ops() -> None:
 
 
 def test_a_cuda_call_that_cannot_be_says_why() -> None:
-    """The CUDA kernels called on CPU tensors, as no CUDA tensor can be made here; with a device, gpu tests call them."""
+    """The CUDA kernels called on CPU tensors: no CUDA tensor can be made here. With a device, gpu tests call them."""
     if torch.version.cuda is not None:
         pytest.skip("this torch has CUDA")
     _library.load()
