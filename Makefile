@@ -99,7 +99,8 @@ kernels-host: build ## the real CUDA kernels compiled by the C++ compiler and ru
 # --- benchmarks: they print and write JSON, they never fail on a number ---
 
 bench: build ## the ops on the CPU against their alternatives
-	$(PYTEST) bench/bench_ops.py --benchmark-json=bench/results/ops-cpu.json $(ARGS)
+	@mkdir -p bench/results
+	$(PYTEST) bench/bench_ops.py -q --benchmark-json=bench/results/ops-cpu.json $(ARGS)
 	$(RUN)/python -m bench.report bench/results/ops-cpu.json
 
 bench-overhead: build ## what tracing costs on a real model, by pairs with an A/A control (CPU, many minutes)

@@ -29,6 +29,7 @@ class Step:
 
     def __init__(self, name: str, limit: float):
         self.name = name
+        RESULTS.mkdir(parents=True, exist_ok=True)
         self.path = RESULTS / f"gpu-{name}.json"
         self.deadline = time.monotonic() + limit
         self.sources = sources()
