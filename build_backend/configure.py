@@ -16,9 +16,7 @@ from find_torch import Torch, find_torch
 try:
     import pybind11
 except ImportError:
-    raise SystemExit("\nerror: pybind11 is needed to build void-ext and missing: pip install pybind11\n") from None
-        "\nerror: pybind11 is needed to build void-ext and not installed: pip install pybind11\n"
-    ) from None
+    raise SystemExit("\nerror: pybind11 is needed to build void-ext, and missing: pip install pybind11\n") from None
 
 SOURCE = Path(__file__).resolve().parent.parent
 
