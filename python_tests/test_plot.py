@@ -16,8 +16,7 @@ import torch
 
 from void_ext import plot
 from void_ext._token_text import Font, token_texts
-from void_ext.store import TraceStore
-from void_ext.store import TraceInfo
+from void_ext.store import TraceInfo, TraceStore
 from void_ext.trace import Trace
 
 matplotlib = pytest.importorskip("matplotlib")
