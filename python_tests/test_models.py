@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -320,6 +321,31 @@ assert _smollm2.damage(_smollm2.ensure()) is None
     if locks:
         assert sum(output.count("built") for output, _ in results) == 1
     assert left_in(cache) == [f"{_smollm2.NAME}-{_wheel.VERSION}"]
+
+
+def test_what_another_process_left_whole_stays(
+    cache: Path, builds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = _smollm2.ensure()
+    new = tmp_path / "new"
+    shutil.copytree(directory, new)
+    before = directory.stat().st_ino
+    _smollm2._replace_directory(new, directory, tmp_path / "old")
+    assert directory.stat().st_ino == before
+
+    # It may also appear between the two renames.
+    shutil.rmtree(directory)
+    rename = os.rename
+
+    def late(source: Path, target: Path) -> None:
+        if source == directory:
+            shutil.copytree(new, directory)
+            raise FileNotFoundError
+        rename(source, target)
+
+    monkeypatch.setattr(_smollm2.os, "rename", late)
+    _smollm2._replace_directory(new, directory, tmp_path / "old")
+    assert _smollm2.damage(directory) is None
 
 
 def test_unknown_tensor_and_family_are_refused() -> None:

@@ -189,10 +189,13 @@ def _build(directory: Path, progress: Progress) -> None:
 
 
 def _replace_directory(new: Path, directory: Path, old: Path) -> None:
+    # Where locks do not work, another process may be first at any point here: what it left whole stays.
+    if damage(directory) is None:
+        return
     with suppress(FileNotFoundError):
         os.rename(directory, old)  # a damaged one; whoever has it open keeps its files
     try:
         os.rename(new, directory)
     except OSError:
-        if damage(directory) is not None:  # otherwise another process, where locks do not work, was first
+        if damage(directory) is not None:
             raise
