@@ -16,7 +16,7 @@ import pytest
 import void_ext
 from void_ext import cli, models
 from void_ext.cli import _console, _info, _report, _run, _timing
-from void_ext.timing import Comparison
+from void_ext.timing import Comparison, compare
 
 ROOT = Path(void_ext.__file__).parents[1]
 TRACE = ("trace", "smollm2", "--prompt", "Hi")
@@ -334,8 +334,16 @@ def test_the_measured_model_is_left_as_found() -> None:
     before = set(model.__dict__), {name: set(module.__dict__) for name, module in model.named_modules()}
     arguments = argparse.Namespace(mode="trace", alpha=0.8, fuse="add", granularity="token")
     ids = tokenizer("Hello", return_tensors="pt").input_ids
+
+    def only_b_is_patched(*steps: Any, **options: Any) -> Comparison:
+        # What the baseline times is the model as it came; its twin shares the weights and nothing else.
+        with pytest.raises(ValueError, match="not patched"):
+            void_ext.unpatch(model)
+        return compare(*steps, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_timing, "_PAIRS", 2)
+        patch.setattr(_timing, "compare", only_b_is_patched)
         timing = _timing.measure(arguments, _console.Terminal(), model, ids)
     assert timing.pairs == 2
     assert min(timing.a_seconds + timing.b_seconds) > 0

@@ -27,14 +27,19 @@ class Terminal:
         self.blocks = _can_encode(sys.stdout, "█▏▊")
 
     def print(self, text: str = "", style: str | None = None) -> None:
-        self.out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        # A terminal gets whole words on its lines, a file the lines as they are.
+        self.out.print(text, style=style, markup=False, highlight=False, soft_wrap=not self.out.is_terminal)
+
+    def document(self, text: str) -> None:
+        """Text for another program: not a character is added, not even on a terminal."""
+        self.out.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.err.print(text, markup=False, highlight=False, soft_wrap=not self.err.is_terminal)
 
     def error(self, text: str) -> None:
         self.err.print("void-ext: error: ", style="bold red", end="", markup=False, highlight=False)
-        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.note(text)
 
     @contextmanager
     def waiting(self, *, live: bool = True) -> Iterator[Progress]:

@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "matplotlib", "ric
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     found = gather()
     if arguments.json:
-        terminal.print(json.dumps(found, indent=2))
+        terminal.document(json.dumps(found, indent=2))
     else:
         _print(found, terminal)
     return 0

@@ -82,7 +82,7 @@ def run_and_report(arguments: argparse.Namespace, terminal: Terminal, prompt: st
     timing = None if arguments.no_timing else _timing.measure(arguments, terminal, model, ids)
     if arguments.json:
         document = _document(arguments, generated, prompt, ids, found, timing, files)
-        terminal.print(json.dumps(document, indent=2, ensure_ascii=not terminal.blocks, allow_nan=False))
+        terminal.document(json.dumps(document, indent=2, ensure_ascii=not terminal.blocks, allow_nan=False))
         return
     if timing is not None:
         terminal.print(_report.describe_timing(timing, _timing.where(model)))
