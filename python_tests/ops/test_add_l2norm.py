@@ -76,6 +76,17 @@ def test_rows_without_one_stride(device, dtype, random_rows, table) -> None:
     assert_bits_equal(norms, straight)
 
 
+@pytest.mark.parametrize("lead", [(5, 1), (1, 5), (5, 1, 1), (1, 5, 1), (2, 1, 3), (1, 1)], ids=str)
+def test_dimensions_of_one_have_no_stride(lead, layouts, random_rows, table) -> None:
+    """Rows inside a wider tensor: the stride is that of the dimension with several entries, wherever it stands."""
+    residual, update = layouts["sliced"](random_rows(*lead, 40)), layouts["sliced"](random_rows(*lead, 40, seed=1))
+    rows = residual.shape[:-1].numel()
+    norms, straight = table(rows, 2), table(rows, 2)
+    assert_bits_equal(ops.add_l2norm(residual, update, norms, 1), residual + update)
+    ops.add_l2norm(residual.contiguous(), update.contiguous(), straight, 1)
+    assert_bits_equal(norms, straight)
+
+
 def test_special_values(dtype, special_pairs, table) -> None:
     residual, update = special_pairs
     norms, updates = table(len(residual), 2), table(len(residual), 2)
