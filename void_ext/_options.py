@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+_LARGEST = 3.4028234663852886e38  # of float32, in which thresholds are computed
 
 MODES = ("trace", "exit")
 FUSES = ("add", "norm")
@@ -14,7 +15,7 @@ def check_alpha(alpha: float) -> float:
     """``alpha`` as a float; finite and >= 0."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(f"alpha: expected a number >= 0, got {type(alpha).__name__} {alpha!r}")
-    if not math.isfinite(alpha) or alpha < 0:
+    if not 0 <= alpha <= _LARGEST:  # also False for NaN
         raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
     return float(alpha)
 

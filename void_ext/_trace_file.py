@@ -17,6 +17,7 @@ from void_ext.store import TraceInfo, TraceStore
 _FORMAT = "void_ext.trace"
 _VERSION = 1
 _KEY = "void_ext"
+_SMALL = 64 << 20  # bytes that any file may ask for
 
 
 def save(store: TraceStore, info: TraceInfo, path: Path, *, tokens: bool, force: bool) -> Path:
@@ -31,14 +32,7 @@ def save(store: TraceStore, info: TraceInfo, path: Path, *, tokens: bool, force:
         tables["tokens"] = store.read("tokens", positions).cpu().contiguous()
         if not tokens:
             tables["tokens"].fill_(-1)
-        # The mask is stored as it stands: nothing in the file depends on the sequences' end being found again.
-        mask = torch.zeros(store.batch, len(positions), dtype=torch.bool)
-        for phase in (0, 1):
-            columns = [column for column, value in enumerate(phases) if value == phase]
-            if columns:
-                real = store.real(phase, [positions[column] for column in columns]).cpu()
-                mask[:, torch.tensor(columns)] = real
-        tables["mask"] = mask.to(torch.uint8)
+        tables["mask"] = store.read("mask", positions).cpu().to(torch.uint8)
         tables["positions"] = torch.tensor(positions, dtype=torch.int64)
         tables["phase"] = torch.tensor(phases, dtype=torch.uint8)
         tables["call"] = torch.tensor(store.calls(positions), dtype=torch.int64)
@@ -124,9 +118,10 @@ def _check_tables(path: Path, tables: dict[str, Tensor], layers: int) -> tuple[i
     positions = tables["positions"]
     if count and (int(positions[0]) < 0 or bool((positions[1:] <= positions[:-1]).any())):
         raise wrong("positions", "increasing numbers >= 0")
-    # A position is also an allocation: a damaged file must not ask for more memory than its own length explains.
-    if count and int(positions[-1]) >= 1 << 24:
-        raise wrong("positions", "numbers below 2**24")
+    # A position is also an allocation: a damaged file must not ask for much more memory than its own length explains.
+    held = 4 * batch * (layers + 1) * (int(positions[-1]) + 1) if count else 0
+    if held > max(_SMALL, 16 * tables["norms"].nbytes):
+        raise wrong("positions", f"numbers near the {count} rows of the file; the last is {int(positions[-1])}")
     if count and int(tables["phase"].max()) > 1:
         raise wrong("phase", "0 (prompt) or 1 (response)")
     return count, batch

@@ -44,11 +44,6 @@ class TraceStore:
         self.phase: list[int] = []  # of each position; _UNSEEN where nothing was written
         self.call: list[int] = []  # which forward call wrote it last
         self.ordered = True
-        self.eos: tuple[int, ...] = ()
-        self.final_tokens: Tensor | None = None  # what generate() returned, when stopping has to be read off it
-        self.final_pad: int | None = None
-        self.final_start = 0  # the position of its first column: with embeddings only new tokens are returned
-        self.prompt_length: int | None = None
         self._tables: dict[str, Tensor] = {}
         self._new = {
             "norms": ((layers + 1,), torch.float32, 0),
@@ -110,12 +105,19 @@ class TraceStore:
         self.phase[start:end] = phases
         self.call[start:end] = [call] * length
 
-    def begin_generation(self, prompt_length: int, eos: tuple[int, ...]) -> None:
-        """What was generated before is part of the prompt now."""
-        self.prompt_length = prompt_length
-        self.eos = eos
-        self.final_tokens = None
+    def begin_generation(self, prompt_length: int, mask: Tensor | None) -> None:
+        """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real."""
         self.phase[:prompt_length] = [p if p == _UNSEEN else PROMPT for p in self.phase[:prompt_length]]
+        seen = min(self.length, prompt_length)
+        if mask is not None and seen and mask.shape[0] == self.batch and mask.shape[1] >= seen:
+            self._tables["mask"][:, :seen].logical_and_(mask[:, :seen].to(self.device))
+
+    def end_rows(self, first: int, end: Tensor | int) -> None:
+        """From position ``first`` on, each row ends before its ``end`` (``[batch]``, or one for all)."""
+        if first < self.length:
+            positions = torch.arange(first, self.length, device=self.device)
+            ends = end.to(self.device)[:, None] if isinstance(end, Tensor) else end
+            self._tables["mask"][:, first : self.length].logical_and_(positions < ends)
 
     def crop(self, length: int) -> None:
         """Forget the positions from ``length`` on (a cache was cropped)."""
@@ -140,28 +142,3 @@ class TraceStore:
         if last - first + 1 == len(positions):
             return table[:, first : last + 1].clone()
         return table[:, torch.tensor(positions, device=table.device)]
-
-    def real(self, phase: int, positions: list[int]) -> Tensor:
-        """Real tokens at ``positions``: no padding, nothing from a row's end on. ``[batch, len(positions)]`` bool."""
-        mask = self.read("mask", positions)
-        if phase != RESPONSE or not positions:
-            return mask
-        if self.eos:
-            tokens = self.read("tokens", positions)
-            ended = torch.isin(tokens, torch.tensor(self.eos, dtype=tokens.dtype, device=tokens.device))
-            mask &= ended.cumsum(1) == 0
-        if self.final_tokens is not None and self.final_pad is not None:
-            mask &= self._before_last_token(positions)
-        return mask
-
-    def _before_last_token(self, positions: list[int]) -> Tensor:
-        # A row ended by a stop string or a custom criterion goes on as padding in the returned sequences. Its last
-        # token before that padding is what ended it: generated, but consumed only because other rows went on.
-        assert self.final_tokens is not None
-        assert self.final_pad is not None
-        assert self.prompt_length is not None
-        final = self.final_tokens.to(self.device)
-        index = torch.arange(final.shape[1], device=self.device) + self.final_start
-        kept = index.expand_as(final).masked_fill(final == self.final_pad, -1)
-        last = kept.max(dim=1).values.clamp_min(self.prompt_length)
-        return torch.tensor(positions, device=self.device)[None, :] < last[:, None]

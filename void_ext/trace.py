@@ -42,7 +42,7 @@ class PhaseTrace:
         self._calls = store.calls(self.positions)
         self.norms = store.read("norms", self.positions)
         self.tokens = store.read("tokens", self.positions)
-        self.mask = store.real(phase, self.positions)
+        self.mask = store.read("mask", self.positions)
         self.updates = store.read("updates", self.positions) if store.has("updates") else None
         self.halves = store.read("halves", self.positions) if store.has("halves") else None
 

@@ -10,7 +10,7 @@ import torch
 import void_ext
 from void_ext.testing.compare import assert_bits_equal
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -124,6 +124,26 @@ def test_autocast_promotes_as_before(tiny: Any, padded_batch: Any) -> None:
     assert_bits_equal(actual, expected, "logits")
     assert handle.trace is not None
     assert bool((handle.trace.prompt.norms[mask.bool()] > 0).all())
+
+
+@torch.no_grad()
+def test_exit_under_autocast(tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama", dtype=torch.bfloat16)
+    ids, mask = padded_batch
+    with torch.autocast("cpu", torch.float16), void_ext.patch(model, mode="exit") as handle:
+        model(input_ids=ids, attention_mask=mask)
+    assert handle.trace is not None
+
+
+@torch.no_grad()
+def test_a_norm_replaced_after_patching_is_called(tiny: Any, padded_batch: Any) -> None:
+    ids, mask = padded_batch
+    model = tiny("llama")
+    with void_ext.patch(model, fuse="norm"):
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            setattr(model.model.layers[2], part, torch.nn.Identity())
+        actual = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(actual, model(input_ids=ids, attention_mask=mask).logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ import void_ext
         ({"alpha": -0.1}, ValueError, r"alpha: expected a finite number >= 0, got -0\.1"),
         ({"alpha": float("nan")}, ValueError, "alpha: expected a finite number >= 0, got nan"),
         ({"alpha": float("inf")}, ValueError, "alpha: expected a finite number >= 0, got inf"),
+        ({"alpha": 1e39}, ValueError, "alpha: expected a finite number >= 0, got 1e[+]39"),
+        ({"alpha": 10**400}, ValueError, "alpha: expected a finite number >= 0, got 1000"),
         ({"alpha": "0.8"}, TypeError, "alpha: expected a number >= 0, got str '0.8'"),
         ({"alpha": True}, TypeError, "alpha: expected a number >= 0, got bool True"),
         ({"mode": "skipp"}, ValueError, "mode: expected one of 'trace', 'exit', got 'skipp'"),
@@ -29,7 +31,7 @@ import void_ext
         ({"reference_quirks": "no"}, TypeError, "reference_quirks: expected True or False, got str 'no'"),
         ({"reference_quirks": True, "granularity": "batch"}, ValueError, "granularity: expected 'token' with"),
         ({"updates": 1}, TypeError, "updates: expected True or False, got int 1"),
-        ({"threshold": 0.8}, TypeError, "unexpected keyword argument 'threshold'"),
+        ({"threshold": 0.8}, TypeError, "unknown option 'threshold'; the options are mode, alpha"),
     ],
 )
 def test_options(options: dict[str, Any], error: type[Exception], message: str, tiny: Any) -> None:
@@ -99,8 +101,9 @@ def test_patched_twice(tiny: Any) -> None:
     with void_ext.patch(model):
         with pytest.raises(void_ext.AlreadyPatchedError, match=r"call void_ext\.unpatch\(model\) first"):
             void_ext.patch(model)
-        with pytest.raises(void_ext.AlreadyPatchedError):
-            void_ext.patch(torch.nn.ModuleDict({"inner": model}))
+        for other in (torch.nn.ModuleDict({"inner": model}), model.model):
+            with pytest.raises(void_ext.AlreadyPatchedError):
+                void_ext.patch(other)
     with pytest.raises(ValueError, match="LlamaForCausalLM is not patched"):
         void_ext.unpatch(model)
 
@@ -112,6 +115,23 @@ def test_compiled_models_are_refused(tiny: Any) -> None:
     model.compile()
     with pytest.raises(void_ext.UnsupportedModelError, match=r"went through torch\.compile"):
         void_ext.patch(model)
+
+
+def test_recurrent_models_are_refused() -> None:
+    settings = {"vocab_size": 96, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
+    with pytest.raises(void_ext.UnsupportedModelError, match=r"MambaForCausalLM .* instead of a KV cache"):
+        void_ext.patch(small("Mamba", "MambaForCausalLM", **settings))
+    settings = {"vocab_size": 96, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+    with pytest.raises(void_ext.UnsupportedModelError, match="XLNetLMHeadModel"):
+        void_ext.patch(small("XLNet", "XLNetLMHeadModel", **settings))
+
+
+def test_packed_generation_is_refused(tiny: Any) -> None:
+    model = tiny("llama")
+    if not hasattr(model, "generate_batch"):
+        pytest.skip("this transformers has no generate_batch")
+    with void_ext.patch(model), pytest.raises(NotImplementedError, match=r"generate_batch\(\) packs sequences"):
+        model.generate_batch([[5, 6, 7]])
 
 
 def test_half_layers_need_a_fused_forward(tiny: Any) -> None:

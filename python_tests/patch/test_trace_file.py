@@ -102,7 +102,7 @@ def rewrite(path: Path, change: Any) -> None:
         (lambda header, tables: tables["positions"].fill_(3), "table 'positions': expected increasing"),
         (
             lambda header, tables: tables["positions"].add_(1 << 40),
-            r"table 'positions': expected numbers below 2\*\*24",
+            "table 'positions': expected numbers near the",
         ),
         (lambda header, tables: tables["phase"].fill_(9), "table 'phase': expected 0"),
     ],

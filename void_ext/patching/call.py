@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from void_ext.patching.exit import ExitSelector
-from void_ext.patching.recording import Recording
+from void_ext.patching.recording import NATIVE_DTYPES, Recording
 
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Call:
@@ -86,7 +85,8 @@ class Call:
         if self.native:
             _row_l2norm(stream, table, column)
         else:
-            norms = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.float32)
+            wide = stream if stream.dtype == torch.float64 else stream.float()
+            norms = torch.linalg.vector_norm(wide, dim=-1)
             table[: self.batch * self.length, column].copy_(norms.view(-1))
 
     def gather(self) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ class Call:
         norms, self.updates, self.halves = self._tables[device]
         assert norms is not None
         self.norms = norms
-        self.native = device.type in recording.native_devices and stream.dtype in _NATIVE_DTYPES
+        self.native = device.type in recording.native_devices and stream.dtype in NATIVE_DTYPES
         # Under grad mode the add must be differentiable: plain add, detached norms.
         self.plain = torch.is_grad_enabled() or not self.native
 

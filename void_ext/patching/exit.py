@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from void_ext import quirks, reference
-from void_ext.patching.recording import Recording
+from void_ext.patching.recording import NATIVE_DTYPES, Recording
 
 _exit_select: Callable[..., None] = torch.ops.void_ext.exit_select.default
 
@@ -42,7 +42,7 @@ class ExitSelector:
             self._select(stream, quirks.layer_mask(history[..., 1:] - history[..., :-1], alpha))
             return
         self._pool(norms, layer + 1)
-        if self._native and stream.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        if self._native and stream.dtype == self.kept.dtype and stream.dtype in NATIVE_DTYPES:
             _exit_select(self.kept, stream, self._pooled, layer, alpha)
         else:
             verdict = reference.void_mask(self._pooled[:, : layer + 2], alpha)[:, -1]

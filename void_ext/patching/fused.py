@@ -29,7 +29,7 @@ class PreNormForward:
         index: int,
         form: PreNormForm,
         recorder: Recorder,
-        post_norm: bool = False,
+        post_norm: nn.Module | None = None,
         next_norm: nn.Module | None = None,
         following: nn.Module | None = None,
     ):
@@ -37,8 +37,9 @@ class PreNormForward:
         self.index = index
         self.form = form
         self.recorder = recorder
-        self.post_norm = post_norm  # fuse the norm inside of the layer
-        self.next_norm = next_norm  # fuse the input norm of the layer that follows
+        # Norms whose formula is known, and so can be fused: the one inside, and the input norm of the layer after it.
+        self.post_norm = post_norm
+        self.next_norm = next_norm
         self.following = following
         self.names = tuple(name for name, _ in form.arguments)
 
@@ -52,7 +53,7 @@ class PreNormForward:
         if call is None:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
-        modules: dict[str, Any] = self.layer._modules
+        modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
         kwargs.update(zip(self.names, args, strict=False))
         for name, default in form.arguments:
             if name not in kwargs:
@@ -64,8 +65,8 @@ class PreNormForward:
             normed = modules[form.input_norm](hidden_states)
         update, _ = modules[form.attention](hidden_states=normed, **kwargs)
 
-        norm = modules[form.post_norm]
-        if self.post_norm and _fusable(call, hidden_states, update, norm):
+        norm: nn.Module = modules[form.post_norm]
+        if self.post_norm is norm and _fusable(call, hidden_states, update, norm):
             table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
             middle, normed = _add_rms_norm(
                 hidden_states, update, norm.weight, norm.variance_epsilon, table, column % table.shape[1]
@@ -78,15 +79,21 @@ class PreNormForward:
             normed = norm(middle)
 
         update = modules[form.mlp](normed)
-        norm, watched = self.next_norm, self._watched()
-        if norm is not None and not watched and _fusable(call, middle, update, norm):
+        known, watched = self._next_norm(), self._watched()
+        if known is not None and not watched and _fusable(call, middle, update, known):
             stream, call.normed = _add_rms_norm(
-                middle, update, norm.weight, norm.variance_epsilon, call.norms, index + 1
+                middle, update, known.weight, known.variance_epsilon, call.norms, index + 1
             )
         else:
             stream = _add(call, middle, update, call.norms, index + 1)
         call.leave(index, stream, hidden_states, doubtful=watched)
         return stream
+
+    def _next_norm(self) -> nn.Module | None:
+        # Somebody may have put another norm there since.
+        if self.next_norm is None or self.following is None:
+            return None
+        return self.next_norm if self.following._modules[self.form.input_norm] is self.next_norm else None
 
     def _watched(self) -> bool:
         # Hooks may change the stream between two layers: norms must be of what they made of it.

@@ -1,10 +1,11 @@
-"""What ``generate()`` knows and a forward does not: the prompt's length, the eos set, the plain attention mask."""
+"""What ``generate()`` knows and a forward does not: the prompt's length, ended rows, the plain attention mask."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 
 from void_ext.patching.recorder import Generation, Recorder
 
@@ -39,19 +40,15 @@ class TracedGenerate(_Method):
             finally:
                 recorder.paused = paused
         settings = _Settings(self.model, args, kwargs)
+        finished = False
         recorder.recount(kwargs.get("past_key_values"))
         recorder.generation = settings.generation()
         try:
             output = self.__wrapped__(*args, **kwargs)
-            if recorder.store is not None and recorder.generation.started and settings.ends_by_criteria():
-                sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
-                if isinstance(sequences, Tensor) and sequences.shape[0] == recorder.store.batch:
-                    recorder.store.final_tokens = sequences
-                    recorder.store.final_start = settings.prompt_length() if settings.ids() is None else 0
-                    recorder.store.final_pad = settings.pad()
+            finished = True
             return output
         finally:
-            recorder.generation = None
+            recorder.end_generation(finished)
 
 
 class WatchedInputs(_Method):
@@ -65,7 +62,50 @@ class WatchedInputs(_Method):
         if generation is not None and not self.recorder.paused:
             mask = kwargs.get("attention_mask")
             generation.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+            generation.expected = True
+            inputs = self.__wrapped__(*args, **kwargs)
+            tokens = inputs.get("input_ids")
+            generation.tokens = tokens if isinstance(tokens, Tensor) and tokens.dim() == 2 else None
+            return inputs
         return self.__wrapped__(*args, **kwargs)
+
+
+class WatchedCriteria(_Method):
+    """``model._get_stopping_criteria``: everything that can end a row passes through the list it returns."""
+
+    name = "_get_stopping_criteria"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        criteria = self.__wrapped__(*args, **kwargs)
+        generation = self.recorder.generation
+        return criteria if generation is None or self.recorder.paused else RecordedCriteria(criteria, generation)
+
+
+class RecordedCriteria(StoppingCriteriaList):
+    """The criteria of one ``generate()``, telling the recorder which rows are done."""
+
+    def __init__(self, criteria: StoppingCriteriaList, generation: Generation):
+        super().__init__(criteria)
+        self.generation = generation
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.generation.stop(input_ids.shape[1], done)
+        return done
+
+
+class Refused(_Method):
+    """A method whose forwards are not one row per sequence; it works again once the model is unpatched."""
+
+    def __init__(self, recorder: Recorder, model: nn.Module, name: str):
+        self.name = name
+        super().__init__(recorder, model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"void_ext: {self.name}() packs sequences into one row and cannot be traced; use generate() with a padded "
+            "batch, or call void_ext.unpatch(model) first"
+        )
 
 
 class NeverCompile:
@@ -83,7 +123,6 @@ class _Settings:
         self.inputs = args[0] if args else None
         self.kwargs = kwargs
         self.config = args[1] if len(args) > 1 else kwargs.get("generation_config")
-        self.criteria = args[3] if len(args) > 3 else kwargs.get("stopping_criteria")
 
     def get(self, name: str) -> Any:
         if name in self.kwargs:
@@ -98,8 +137,8 @@ class _Settings:
         return Generation(
             prompt_length=self.prompt_length(),
             fresh_cache=self.kwargs.get("past_key_values") is None,
-            eos=self.eos(),
             beams=int(beams) > 1,
+            offset=self.prompt_length() - self.ids_length(),
         )
 
     def prompt_length(self) -> int:
@@ -114,20 +153,9 @@ class _Settings:
         given: list[Tensor | None] = [self.inputs, self.kwargs.get("input_ids"), self.kwargs.get("inputs")]
         return next((ids for ids in given if ids is not None), None)
 
-    def eos(self) -> tuple[int, ...]:
-        value = self.get("eos_token_id")
-        if value is None:
-            return ()
-        if isinstance(value, Tensor):
-            value = value.tolist()
-        return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
-
-    def pad(self) -> int | None:
-        value = self.get("pad_token_id")
-        if isinstance(value, Tensor):
-            value = int(value)
-        eos = self.eos()
-        return int(value) if value is not None else (eos[0] if eos else None)
-
-    def ends_by_criteria(self) -> bool:
-        return bool(self.criteria) or self.get("stop_strings") is not None or self.get("max_time") is not None
+    def ids_length(self) -> int:
+        """Width of the ids that generate() starts from: none with embeddings, one (bos) with no input."""
+        ids = self.ids()
+        if ids is not None:
+            return int(ids.shape[1])
+        return 0 if self.kwargs.get("inputs_embeds") is not None else 1

@@ -14,7 +14,7 @@ from torch import nn
 from void_ext import _library, _options
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.fused import PreNormForward
-from void_ext.patching.generation import NeverCompile, TracedGenerate, WatchedInputs
+from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.recording import Recording
@@ -41,6 +41,7 @@ def patch(
     *,
     updates: bool = False,
     halves: bool = False,
+    **unknown: Any,
 ) -> Handle:
     r"""Watch the residual stream of a transformers causal language model.
 
@@ -72,6 +73,9 @@ def patch(
     during a forward. While patched, ``generate`` does not compile its forward for static caches.
     Source: arXiv 2505.14467. See docs/method.md for where it differs.
     """
+    if unknown:
+        known = ", ".join(name for name in inspect.signature(patch).parameters if name not in ("model", "unknown"))
+        raise TypeError(f"patch: unknown option {next(iter(unknown))!r}; the options are {known}")
     _options.check_choice("mode", mode, _options.MODES)
     _options.check_choice("fuse", fuse, _options.FUSES)
     _options.check_choice("granularity", granularity, _options.GRANULARITIES)
@@ -167,6 +171,8 @@ class Handle:
         return f"Handle({self._info.model_name!r}, mode={self.mode!r}, alpha={self.alpha}, {state})"
 
     def __enter__(self) -> Handle:
+        if not self._changes:
+            raise ValueError("model: it was unpatched already; patch it again with void_ext.patch(model)")
         return self
 
     def __exit__(
@@ -249,7 +255,8 @@ class Handle:
             else:
                 self._install_generic()
             self._install_generation()
-            self._change(self._stack.model, _MARK, self)
+            for module in {self._stack.model, self._stack.body}:
+                self._change(module, _MARK, self)
         except BaseException:
             remove_all(self._changes)
             raise
@@ -276,12 +283,13 @@ class Handle:
         for index, layer in enumerate(layers):
             following = layers[index + 1] if index + 1 < len(layers) else None
             next_norm = getattr(following, form.input_norm) if following is not None else None
+            post_norm = getattr(layer, form.post_norm)
             forward = PreNormForward(
                 layer,
                 index,
                 form,
                 self._recorder,
-                post_norm=fuse_norms and is_known_rms_norm(getattr(layer, form.post_norm)),
+                post_norm=post_norm if fuse_norms and is_known_rms_norm(post_norm) else None,
                 next_norm=next_norm if fuse_norms and next_norm is not None and is_known_rms_norm(next_norm) else None,
                 following=following,
             )
@@ -295,8 +303,11 @@ class Handle:
 
     def _install_generation(self) -> None:
         model, recorder = self._stack.model, self._recorder
-        for stand_in in (TracedGenerate, WatchedInputs):
+        for stand_in in (TracedGenerate, WatchedInputs, WatchedCriteria):
             if inspect.isroutine(getattr(type(model), stand_in.name, None)):
                 self._change(model, stand_in.name, stand_in(recorder, model))
+        for name in ("generate_batch", "init_continuous_batching"):
+            if inspect.isroutine(getattr(type(model), name, None)):
+                self._change(model, name, Refused(recorder, model, name))
         if hasattr(type(model), "_valid_auto_compile_criteria"):
             self._change(model, "_valid_auto_compile_criteria", NeverCompile())

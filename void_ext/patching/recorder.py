@@ -24,10 +24,24 @@ class Generation:
 
     prompt_length: int
     fresh_cache: bool  # the caller handed no cache over
-    eos: tuple[int, ...]
     beams: bool
+    offset: int  # position of the first column of the ids that generate() works on
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
+    tokens: Tensor | None = None  # what the next forward consumes
+    expected: bool = False  # the next forward is generate()'s own
     started: bool = False
+    first: int = 0  # position where this generation began to write
+    length: int = 0  # of the ids when generate() last asked whether to stop
+    ended: Tensor | None = None  # [B] int64, position before which a row ends; -1 while it goes on
+
+    def stop(self, length: int, done: Tensor) -> None:
+        """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
+        self.length = length
+        if done.dim() == 1 and done.shape[0] > 1:  # a single row ends with generate(), which the host sees
+            if self.ended is None or self.ended.shape != done.shape:
+                self.ended = torch.full_like(done, -1, dtype=torch.int64)
+            last = self.offset + length - 1
+            self.ended = torch.where(done & (self.ended < 0), last, self.ended)
 
 
 @dataclass
@@ -46,7 +60,9 @@ class Recorder:
     _arguments: dict[str, Any] = field(default_factory=dict)
     _new_trace: bool = False
     _cache: Any = None
-    _lengths: weakref.WeakKeyDictionary[Any, int] = field(default_factory=weakref.WeakKeyDictionary)
+    _foreign: bool = False
+    # of each cache: its length, and the version of its content when it had that length
+    _lengths: weakref.WeakKeyDictionary[Any, tuple[int, int | None]] = field(default_factory=weakref.WeakKeyDictionary)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copying or saving a patched model copies the patch, not what it has recorded.
@@ -66,13 +82,25 @@ class Recorder:
         batch, length = given.shape[:2]
         # gpt_neox calls its cache layer_past inside, but every body takes it as past_key_values.
         cache = arguments.get("past_key_values")
-        self._arguments = {"tokens": ids, "cache": cache}
-        self._place(cache, batch, length)
+        mask = arguments.get("attention_mask")
         generation = self.generation
-        mask = generation.mask if generation is not None and generation.mask is not None else None
-        if mask is None:
-            mask = arguments.get("attention_mask")
+        # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
+        self._foreign = generation is not None and not generation.expected
+        if self._foreign:
+            self._start = self._length_of(cache)
+        else:
+            self._place(cache, batch, length)
+        if generation is not None and not self._foreign:
+            generation.expected = False
+            if generation.mask is not None and generation.mask.shape[0] == batch:
+                mask = generation.mask
+            if ids is None and generation.tokens is not None and generation.tokens.shape == (batch, length):
+                ids = generation.tokens  # the wrapper has embedded them itself (vision-language models)
         real = _real_columns(mask, self._start, length)
+        if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
+            going_on = (generation.ended < 0)[:, None].to(given.device)
+            real = going_on.expand(batch, length) if real is None else real & going_on
+        self._arguments = {"tokens": ids, "cache": cache}
         self.call = Call(batch, length, self.recording, self._tables, real)
 
     def abandon(self) -> None:
@@ -90,6 +118,8 @@ class Recorder:
                 f"void_ext: only {call.next} of {self.recording.layers} layers ran in this forward; expected all of "
                 "them (was config.num_hidden_layers changed after patching?)"
             )
+        if self._foreign:
+            return
         start = self._start
         tables = call.gather()
         device = tables["norms"].device
@@ -101,7 +131,8 @@ class Recorder:
             )
             self._cache = None
         if generation is not None and not generation.started:
-            self.store.begin_generation(generation.prompt_length, generation.eos)
+            self.store.begin_generation(generation.prompt_length, generation.mask)
+            generation.first = start
             self.store.ordered = self.store.ordered and not generation.beams
             generation.started = True
         self.store.crop(start)
@@ -117,7 +148,7 @@ class Recorder:
         self._calls += 1
         cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
         if cache is not None and _weakly_referable(cache):
-            self._lengths[cache] = start + call.length
+            self._lengths[cache] = (start + call.length, _content_version(cache))
             self._cache = weakref.ref(cache)
 
     # ---- traces ----
@@ -133,6 +164,19 @@ class Recorder:
         self.forget()
         self.abandon()
         self._tables.clear()
+
+    def end_generation(self, finished: bool) -> None:
+        """generate() is over; where it returned, its rows end where it stopped."""
+        generation, self.generation = self.generation, None
+        self.abandon()
+        if generation is None or self.store is None or not generation.started or not finished or not generation.length:
+            return
+        first = max(generation.first, generation.prompt_length)
+        if generation.ended is None and self.store.batch == 1:
+            self.store.end_rows(first, generation.offset + generation.length - 1)
+        elif generation.ended is not None and generation.ended.shape[0] == self.store.batch:
+            far = torch.iinfo(torch.int64).max
+            self.store.end_rows(first, generation.ended.masked_fill(generation.ended < 0, far))
 
     def recount(self, cache: Any) -> None:
         """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
@@ -158,8 +202,10 @@ class Recorder:
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
         if getattr(cache, "is_compileable", False) and cache in self._lengths:
-            return self._lengths[cache]  # a static cache answers with a device tensor
-        # Asked once of a static cache: when it comes with content we have not counted.
+            # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
+            length, version = self._lengths[cache]
+            if version == _content_version(cache):
+                return length
         return int(cache.get_seq_length())
 
     def _phases(self, start: int, length: int) -> list[int]:
@@ -196,6 +242,13 @@ def _cache_of(output: Any) -> Any:
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
     return None
+
+
+def _content_version(cache: Any) -> int | None:
+    """A number that changes with every write to a cache's first layer; None where there is none to be had."""
+    layers = getattr(cache, "layers", None)
+    keys = getattr(layers[0], "keys", None) if layers else None
+    return None if not isinstance(keys, Tensor) or keys.is_inference() else keys._version
 
 
 def _weakly_referable(value: Any) -> bool:

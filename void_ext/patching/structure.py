@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 from torch import nn
@@ -61,6 +62,7 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     name, layers = _find_layers(inner, label)
     body = inner.get_submodule(name.rpartition(".")[0])
     _refuse_bidirectional(inner, layers, label)
+    _refuse_recurrent(body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
 
 
@@ -130,4 +132,16 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         raise UnsupportedModelError(
             f"model: {label} attends in both directions; expected a decoder-only causal language model, whose tokens "
             "have one residual stream each that later tokens do not change"
+        )
+
+
+def _refuse_recurrent(body: nn.Module, label: str) -> None:
+    names = inspect.signature(type(body).forward).parameters
+    state = next((name for name in ("cache_params", "state", "mems") if name in names), None)
+    if state is None and "use_cache" in names and "past_key_values" not in names:
+        state = "a state of its own"
+    if state is not None:
+        raise UnsupportedModelError(
+            f"model: {label} carries {state} from call to call instead of a KV cache (past_key_values), so positions "
+            "cannot be counted; expected an attention model"
         )

@@ -12,6 +12,8 @@ class Undo(Protocol):
 class InstanceAttribute:
     """Sets ``name`` on one instance; ``remove`` restores the instance's own value, or its absence.
 
+    Where somebody else has replaced our value since, theirs stays: what it wraps is inert once unpatched.
+
     Works on the instance's ``__dict__``, so that neither a class nor torch's module bookkeeping is touched.
     """
 
@@ -20,9 +22,12 @@ class InstanceAttribute:
         self._name = name
         self._had = name in owner.__dict__
         self._before = owner.__dict__.get(name)
+        self._value = value
         owner.__dict__[name] = value
 
     def remove(self) -> None:
+        if self._owner.__dict__.get(self._name) is not self._value:
+            return
         if self._had:
             self._owner.__dict__[self._name] = self._before
         else:

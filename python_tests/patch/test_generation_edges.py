@@ -1,0 +1,199 @@
+"""Corners of generate(): other forwards inside of it, rows that end in unusual ways, caches that come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import StaticCache, StoppingCriteria, StoppingCriteriaList
+
+import void_ext
+
+EOS = 2
+
+
+class Forced:
+    """A logits processor that makes row b generate rows[b], one token a step."""
+
+    def __init__(self, rows: list[list[int]]):
+        self.rows = rows
+        self.step = 0
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        for row, tokens in enumerate(self.rows):
+            forced[row, tokens[min(self.step, len(tokens) - 1)]] = 0
+        self.step += 1
+        return forced
+
+
+class StopAt(StoppingCriteria):
+    """Ends a row once it has generated ``token``."""
+
+    def __init__(self, token: int):
+        self.token = token
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return ids[:, -1] == self.token
+
+
+def stop_at(token: int) -> StoppingCriteriaList:
+    return StoppingCriteriaList([StopAt(token)])
+
+
+def response_mask(model: Any, ids: torch.Tensor, rows: list[list[int]], **settings: Any) -> list[list[bool]]:
+    with void_ext.patch(model) as handle:
+        model.generate(
+            input_ids=ids[: len(rows)],
+            attention_mask=torch.ones_like(ids[: len(rows)]),
+            logits_processor=[Forced(rows)],
+            max_new_tokens=max(map(len, rows)),
+            **settings,
+        )
+    assert handle.trace is not None
+    return handle.trace.response.mask.tolist()
+
+
+def test_pad_that_is_also_eos(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)
+    for extra in ({}, {"max_time": 100.0}, {"stopping_criteria": stop_at(99)}):
+        assert response_mask(model, ids, [[5, 6, EOS, 0, 0, 0]], pad_token_id=EOS, **extra) == [[True, True]]
+        both = response_mask(model, ids, [[5, 6, EOS], [5, 6, 7, 8, 9]], pad_token_id=EOS, **extra)
+        assert both == [[True, True, False, False], [True, True, True, True]]
+
+
+def test_generated_pads_end_nothing(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)
+    rows = [[5, 6, 0, 0], [5, 6, 7, 0]]
+    assert response_mask(model, ids, rows, stopping_criteria=stop_at(33)) == [[True] * 3] * 2
+
+
+def test_criteria_without_an_eos(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)
+    rows = [[5, 33, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10]]
+    mask = response_mask(model, ids, rows, stopping_criteria=stop_at(33), eos_token_id=None)
+    assert mask == [[True, False, False, False, False], [True] * 5]
+
+
+def test_new_tokens_alone_on_a_cache(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
+    with void_ext.patch(model) as handle:
+        with torch.no_grad():
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+        model.generate(
+            input_ids=ids[:, :3],
+            attention_mask=torch.ones(1, 12, dtype=torch.long),
+            past_key_values=cache,
+            max_new_tokens=4,
+            logits_processor=[Forced([[5, 6, 7, 8]])],
+            stopping_criteria=stop_at(99),
+        )
+    assert handle.trace is not None
+    assert handle.trace.prompt.positions == list(range(12))
+    assert handle.trace.response.mask.tolist() == [[True, True, True]]
+
+
+@torch.no_grad()
+def test_ends_of_a_generation_do_not_reach_later_calls(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
+    with void_ext.patch(model) as handle:
+        output = model.generate(
+            input_ids=ids,
+            max_new_tokens=8,
+            logits_processor=[Forced([[5, 6, EOS]])],
+            return_dict_in_generate=True,
+        )
+        cache = output.past_key_values
+        for token in (EOS, 9):
+            model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+    assert handle.trace is not None
+    assert handle.trace.response.tokens.tolist() == [[5, 6, EOS, 9]]
+    assert handle.trace.response.mask.tolist() == [[True] * 4]
+
+
+@torch.no_grad()
+def test_second_turn_of_a_batch_keeps_ended_rows_ended(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:2]
+    with void_ext.patch(model) as handle:
+        first = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=4,
+            logits_processor=[Forced([[5, EOS], [5, 6, 7, 8]])],
+            return_dict_in_generate=True,
+        )
+        longer = torch.cat([first.sequences, ids[:, :2]], 1)
+        mask = torch.ones_like(longer)
+        mask[0, 11:13] = 0
+        model.generate(
+            input_ids=longer,
+            attention_mask=mask,
+            past_key_values=first.past_key_values,
+            max_new_tokens=2,
+            do_sample=False,
+        )
+    assert handle.trace is not None
+    assert handle.trace.prompt.mask.tolist()[0] == [True] * 10 + [False] * 3 + [True] * 2
+    assert all(handle.trace.prompt.mask.tolist()[1])
+
+
+def test_other_forwards_inside_generate_have_no_rows(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
+
+    class Looks(StoppingCriteria):
+        def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            model(input_ids=ids[:, -4:])
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    with void_ext.patch(model) as handle:
+        model.generate(input_ids=ids, stopping_criteria=StoppingCriteriaList([Looks()]), **settings)
+        assert handle.trace is not None
+        assert handle.trace.prompt.positions == list(range(9))
+        assert handle.trace.response.positions == list(range(9, 13))
+        output = model.generate(input_ids=ids, guidance_scale=1.5, **settings)
+        assert handle.trace.prompt.positions == list(range(9))
+        assert torch.equal(handle.trace.prompt.tokens, ids)
+        assert torch.equal(handle.trace.response.tokens, output[:, 9:13])
+
+
+@torch.no_grad()
+def test_a_static_cache_that_was_reset_is_empty(tiny: Any, padded_batch: Any) -> None:
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
+    cache = StaticCache(config=model.config, max_cache_len=12)
+    with void_ext.patch(model) as handle:
+        for length in (9, 5, 7):
+            model(input_ids=ids[:, :length], past_key_values=cache, use_cache=True)
+            assert handle.trace is not None
+            assert handle.trace.prompt.positions == list(range(length))
+            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+            assert handle.trace.response.positions == [length]
+            cache.reset()
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "batch"])
+@torch.no_grad()
+def test_exit_decides_on_the_rows_that_the_trace_counts(granularity: str, tiny: Any, padded_batch: Any) -> None:
+    """What the final norm was given is the output of the last layer that the trace calls active, ended rows or not."""
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)
+    rows = [[5, EOS], [5, 6, 7, 8, 9, 10], [5, 6, 7, EOS]]
+    streams: list[list[torch.Tensor]] = []
+    given: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda m, a, o: streams[-1].append(o)) for layer in model.model.layers]
+    hooks.append(model.model.layers[0].register_forward_pre_hook(lambda m, a: streams.append([a[0]])))
+    with void_ext.patch(model, mode="exit", alpha=0.3, granularity=granularity) as handle:
+        hooks.append(model.model.norm.register_forward_pre_hook(lambda m, a: given.append(a[0])))
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, logits_processor=[Forced(rows)]
+        )
+    for hook in hooks:
+        hook.remove()
+    assert handle.trace is not None
+    active = torch.cat([handle.trace.prompt.active(), handle.trace.response.active()], 1)
+    mask = torch.cat([handle.trace.prompt.mask, handle.trace.response.mask], 1)
+    stacked = torch.cat([torch.stack(layers, 2) for layers in streams], 1)  # [B, T, L + 1, D]
+    index = (active * torch.arange(1, 7)).amax(-1)
+    expected = stacked.gather(2, index[..., None, None].expand(-1, -1, 1, stacked.shape[-1]))[:, :, 0]
+    actual = torch.cat(given, 1)
+    assert torch.equal(actual[mask], expected[mask])
