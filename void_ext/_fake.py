@@ -15,10 +15,10 @@ def register() -> None:
 
 
 def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
-    _check_shape("add_l2norm", "update", update, residual.shape)
-    _check_table("add_l2norm", "norms", norms)
+    _check_shape("add_l2norm", "update", update, residual.shape, residual)
+    _check_table("add_l2norm", "norms", norms, residual)
     if updates is not None:
-        _check_table("add_l2norm", "updates", updates)
+        _check_table("add_l2norm", "updates", updates, residual)
     return residual.new_empty(residual.shape)
 
 
@@ -31,37 +31,48 @@ def add_rms_norm(
     column: int,
     updates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_shape("add_rms_norm", "update", update, residual.shape)
-    _check_shape("add_rms_norm", "weight", weight, residual.shape[-1:])
-    _check_table("add_rms_norm", "norms", norms)
+    _check_shape("add_rms_norm", "update", update, residual.shape, residual)
+    _check_shape("add_rms_norm", "weight", weight, residual.shape[-1:], residual)
+    _check_table("add_rms_norm", "norms", norms, residual)
     if updates is not None:
-        _check_table("add_rms_norm", "updates", updates)
+        _check_table("add_rms_norm", "updates", updates, residual)
     return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
 
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
-    _check_table("row_l2norm", "norms", norms)
+    _check_table("row_l2norm", "norms", norms, stream)
 
 
 def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
-    _check_table("void_mask", "norms", norms)
+    _check_table("void_mask", "norms", norms, norms)
+    if executed is not None:
+        _check_kind("void_mask", "executed", executed, torch.bool, norms)
     return norms.new_empty((norms.shape[0], norms.shape[1] - 1), dtype=torch.bool)
 
 
 def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
-    _check_shape("exit_select", "stream", stream, kept.shape)
-    _check_table("exit_select", "norms", norms)
+    _check_shape("exit_select", "stream", stream, kept.shape, kept)
+    _check_table("exit_select", "norms", norms, stream)
 
 
-def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
+def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int], like: Tensor) -> None:
+    _check_kind(op, argument, tensor, like.dtype, like)
     expectation = f"shape {list(expected)}"
     _check(tensor.dim() == len(expected), op, argument, expectation, tensor)
     for got, wanted in zip(tensor.shape, expected, strict=True):
         _check(got == wanted, op, argument, expectation, tensor)
 
 
-def _check_table(op: str, argument: str, tensor: Tensor) -> None:
+def _check_table(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    _check_kind(op, argument, tensor, torch.float32, like)
     _check(tensor.dim() == 2, op, argument, "two dimensions, [rows, columns]", tensor)
+
+
+def _check_kind(op: str, argument: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    # One meta tensor among others is enough to end up here: nothing would be computed, and nobody would notice.
+    for expected, got in ((like.device, tensor.device), (dtype, tensor.dtype)):
+        if expected != got:
+            raise ValueError(f"void_ext::{op}: {argument}: expected {expected}, got {got}")
 
 
 def _check(holds: bool | SymBool, op: str, argument: str, expected: str, tensor: Tensor) -> None:

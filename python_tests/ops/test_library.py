@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import void_ext
-from void_ext import _library
+from void_ext import _library, ops
 
 PACKAGE = Path(void_ext.__file__).parent
 
@@ -156,3 +156,17 @@ def test_the_op_library_carries_no_path_of_the_machine_that_built_it() -> None:
             needed = [line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "NEEDED" in line]
             assert "libtorch.so" in needed, "dropped by --as-needed: the weak symbol of the current stream stays null"
             assert not [name for name in needed if "python" in name or "cudart" in name]
+
+
+def test_a_meta_tensor_among_others_is_refused() -> None:
+    """It would send the call to the fake kernel, which computes nothing, and the result would be uninitialised."""
+    rows, table = torch.randn(4, 8), torch.zeros(4, 3)
+    meta = torch.zeros(4, 3, device="meta")
+    with pytest.raises(ValueError, match="norms: expected cpu, got meta"):
+        ops.add_l2norm(rows, rows, meta, 0)
+    with pytest.raises(ValueError, match="norms: expected cpu, got meta"):
+        ops.exit_select(rows.clone(), rows, meta, 1, 0.8)
+    with pytest.raises(ValueError, match="executed: expected cpu, got meta"):
+        ops.void_mask(table, 0.8, torch.ones(4, 2, dtype=torch.bool, device="meta"))
+    with pytest.raises(ValueError, match=r"norms: expected torch\.float32, got torch\.float64"):
+        ops.add_l2norm(rows.to("meta"), rows.to("meta"), meta.double(), 0)
