@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,9 @@ def cache_root() -> Path:
 
 def ensure(progress: Progress = silent) -> Path:
     """The directory with the converted model (one that ``transformers`` loads like any other), built where needed."""
-    directory = cache_root() / f"{NAME}-{_wheel.VERSION}"
+    # The tokenizer is written by transformers, and 4 and 5 write (and read) different ones.
+    generation = metadata.version("transformers").partition(".")[0]
+    directory = cache_root() / f"{NAME}-{_wheel.VERSION}-transformers{generation}"
     if damage(directory) is None:
         return directory
     try:
