@@ -43,9 +43,10 @@ class Call:
         self.halves: Tensor | None = None
         self.exit: ExitSelector | None = None
         self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
-        self._last: Tensor | None = None
-        self._version: int | None = None
-        self._doubtful = False
+        self.last: Tensor | None = None  # what the layer before left, and the version of its content
+        self.version = -1
+        self.doubtful = False
+        self._inference = False  # inference tensors have no version
         self._tables = tables
         self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
 
@@ -66,16 +67,22 @@ class Call:
         ``entered`` is what the layer was given. ``doubtful`` says that a hook may change the stream unseen.
         """
         self.next = index + 1
-        self._last, self._version, self._doubtful = stream, _version(stream), doubtful
+        self.last = stream
+        self.version = -1 if self._inference else stream._version
+        self.doubtful = doubtful
         if self.updates is not None and entered is not None:
             self.tap(self.updates, index, stream.detach().float() - entered.detach().float())
 
+    def untouched(self, stream: Tensor) -> bool:
+        """Whether ``stream`` is what the layer before left, and nobody can have written to it since."""
+        return stream is self.last and not self.doubtful and (self._inference or self.version == stream._version)
+
     def settle(self, stream: Tensor) -> None:
         """``stream`` is what the layer before left, as the next one sees it: hooks may have changed it on the way."""
-        if stream is not self._last or self._doubtful or self._version != _version(stream):
+        if not self.untouched(stream):
             self.normed = None
             self.tap(self.norms, self.next, stream)
-        self._last = None
+        self.last = None
         if self.exit is not None:
             self.exit.step(self.next - 1, stream, self.norms)
 
@@ -117,6 +124,7 @@ class Call:
                 f"per input token, ({self.batch}, {self.length}, width). This model cannot be traced: "
                 "void_ext.unpatch(model) leaves it as it was"
             )
+        self._inference = stream.is_inference() or torch.is_inference_mode_enabled()
         self._use(stream)
         self.tap(self.norms, 0, stream)
         if self.recording.mode == "exit":
@@ -160,7 +168,3 @@ class Call:
             f"void_ext: layer {index} {what} in one forward; expected each of the {self.recording.layers} layers "
             "once, in order. This model cannot be traced: void_ext.unpatch(model) leaves it as it was"
         )
-
-
-def _version(stream: Tensor) -> int | None:
-    return None if stream.is_inference() else stream._version

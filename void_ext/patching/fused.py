@@ -54,11 +54,13 @@ class PreNormForward:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
-        kwargs.update(zip(self.names, args, strict=False))
+        if args:
+            kwargs.update(zip(self.names, args, strict=False))
         for name, default in form.arguments:
             if name not in kwargs:
                 kwargs[name] = default
-        call.enter(index, hidden_states)
+        if index == 0 or index != call.next or call.exit is not None or not call.untouched(hidden_states):
+            call.enter(index, hidden_states)
 
         normed, call.normed = call.normed, None
         if normed is None:
@@ -79,8 +81,11 @@ class PreNormForward:
             normed = norm(middle)
 
         update = modules[form.mlp](normed)
-        known, watched = self._next_norm(), self._watched()
-        if known is not None and not watched and _fusable(call, middle, update, known):
+        # Hooks may change the stream between two layers: norms must be of what they made of it.
+        following = self.following
+        watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
+        known = None if watched or self.next_norm is None else self._next_norm()
+        if known is not None and _fusable(call, middle, update, known):
             stream, call.normed = _add_rms_norm(
                 middle, update, known.weight, known.variance_epsilon, call.norms, index + 1
             )
@@ -95,11 +100,6 @@ class PreNormForward:
             return None
         return self.next_norm if self.following._modules[self.form.input_norm] is self.next_norm else None
 
-    def _watched(self) -> bool:
-        # Hooks may change the stream between two layers: norms must be of what they made of it.
-        following = self.following
-        return bool(self.layer._forward_hooks) or (following is not None and bool(following._forward_pre_hooks))
-
 
 def _add(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
     if call.plain or not _same_kind(residual, update):
@@ -112,10 +112,10 @@ def _add(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: in
 def _same_kind(residual: Tensor, update: Tensor) -> bool:
     # Under autocast the update has another dtype and torch.add promotes; wrappers may return tensor subclasses.
     return (
-        residual.dtype == update.dtype
-        and residual.shape == update.shape
-        and type(residual) is Tensor
+        type(residual) is Tensor
         and type(update) is Tensor
+        and residual.dtype is update.dtype
+        and residual.shape == update.shape
         and residual.device == update.device
     )
 
