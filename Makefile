@@ -90,8 +90,13 @@ format: $(STAMPS)/packages ## rewrite what lint would complain about
 	$(RUN)/ruff format .
 	find $(CPP_DIRS) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(RUN)/clang-format -i
 
-nvcc-check: $(STAMPS)/packages ## compile the kernels for every architecture; no spills, wide loads
-	$(RUN)/python tools/check_nvcc.py
+# A disassembler for toolkits without one. Kept apart from the environment, where triton would change torch.compile.
+$(STAMPS)/cuobjdump: $(STAMPS)/packages
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/cuobjdump triton
+	@touch $@
+
+nvcc-check: $(STAMPS)/packages $(if $(shell command -v cuobjdump),,$(STAMPS)/cuobjdump) ## compile the kernels for every architecture; no spills, wide loads
+	$(TOOLS) PYTHONPATH=$(VENV)/cuobjdump python tools/check_nvcc.py
 
 kernels-host: build ## the real CUDA kernels compiled by the C++ compiler and run on the CPU
 	$(PYTEST) python_tests/kernels $(ARGS)
