@@ -59,8 +59,7 @@ class PreNormForward:
         for name, default in form.arguments:
             if name not in kwargs:
                 kwargs[name] = default
-        if index == 0 or index != call.next or call.exit is not None or not call.untouched(hidden_states):
-            call.enter(index, hidden_states)
+        call.enter(index, hidden_states)
 
         normed, call.normed = call.normed, None
         if normed is None:
@@ -102,6 +101,8 @@ class PreNormForward:
 
 
 def _add(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
+    if call.streams is not None:
+        return residual + update
     if call.plain or not _same_kind(residual, update):
         stream = residual + update
         call.tap(table, column, stream)

@@ -108,6 +108,7 @@ def patch(
         quirks=reference_quirks,
         updates=updates,
         halves=halves,
+        defer=form is not None and fuse == "add" and mode == "trace" and not updates and not halves,
         native_devices=("cpu", "cuda") if _library.build_info()["cuda"] else ("cpu",),
     )
     info = TraceInfo(

@@ -20,4 +20,5 @@ class Recording:
     quirks: bool
     updates: bool
     halves: bool
+    defer: bool  # layers leave streams alone once made, so that a few rows' norms can wait for the end of a call
     native_devices: tuple[str, ...]  # device types this build has kernels for
