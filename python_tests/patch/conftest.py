@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 
+from void_ext.patching import call
+
 _LLAMA_LIKE = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -62,6 +64,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[True, False], ids=["deferred", "as-they-run"])
+def both_ways_of_taking_norms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows on a CPU have their norms taken at the end of a call, many in each layer's add: models this small need
+    the threshold moved to see the second way."""
+    if not request.param:
+        monkeypatch.setattr(call, "_DEFERRED_ELEMENTS", 0)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import void_ext
 from void_ext.patching import registry
 
 FUSED = ("llama", "mistral", "qwen2")
+pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCr
 import void_ext
 
 EOS = 2
+pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
 
 
 def norms_of(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None, **extra: Any) -> torch.Tensor:
