@@ -83,7 +83,7 @@ class PreNormForward:
         # Hooks may change the stream between two layers: norms must be of what they made of it.
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
-        known = None if watched or self.next_norm is None else self._next_norm()
+        known = None if watched else self._next_norm()
         if known is not None and _fusable(call, middle, update, known):
             stream, call.normed = _add_rms_norm(
                 middle, update, known.weight, known.variance_epsilon, call.norms, index + 1
