@@ -143,8 +143,8 @@ class Call:
             self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
     def _defers(self, stream: Tensor) -> bool:
-        # In a CPU decode step of SmolLM2, 30 custom ops measured 1.024 of the unpatched time, one at the end 1.002, both
-        # within some 2 % of noise (docs/benchmarks.md). Where the rows are many, the fused add spares a pass.
+        # In a CPU decode step of SmolLM2, 30 custom ops measured 1.024 of the unpatched time, one at the end 1.002,
+        # both within some 2 % of noise (docs/benchmarks.md). Where the rows are many, the fused add spares a pass.
         return (
             self.recording.defer
             and stream.device.type == "cpu"
