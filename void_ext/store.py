@@ -112,12 +112,10 @@ class TraceStore:
         if mask is not None and seen and mask.shape[0] == self.batch and mask.shape[1] >= seen:
             self._tables["mask"][:, :seen].logical_and_(mask[:, :seen].to(self.device))
 
-    def end_rows(self, first: int, end: Tensor | int) -> None:
-        """From position ``first`` on, each row ends before its ``end`` (``[batch]``, or one for all)."""
-        if first < self.length:
-            positions = torch.arange(first, self.length, device=self.device)
-            ends = end.to(self.device)[:, None] if isinstance(end, Tensor) else end
-            self._tables["mask"][:, first : self.length].logical_and_(positions < ends)
+    def end_rows(self, end: int) -> None:
+        """What was written from position ``end`` on is not real: candidates, say, that nobody took."""
+        if end < self.length:
+            self._tables["mask"][:, end : self.length].fill_(False)
 
     def crop(self, length: int) -> None:
         """Forget the positions from ``length`` on (a cache was cropped)."""

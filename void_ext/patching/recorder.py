@@ -32,16 +32,13 @@ class Generation:
     started: bool = False
     first: int = 0  # position where this generation began to write
     length: int = 0  # of the ids when generate() last asked whether to stop
-    ended: Tensor | None = None  # [B] int64, position before which a row ends; -1 while it goes on
+    ended: Tensor | None = None  # [B] bool, rows that generate() was told are done
 
     def stop(self, length: int, done: Tensor) -> None:
         """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
         self.length = length
         if done.dim() == 1 and done.shape[0] > 1:  # a single row ends with generate(), which the host sees
-            if self.ended is None or self.ended.shape != done.shape:
-                self.ended = torch.full_like(done, -1, dtype=torch.int64)
-            last = self.offset + length - 1
-            self.ended = torch.where(done & (self.ended < 0), last, self.ended)
+            self.ended = self.ended | done if self.ended is not None and self.ended.shape == done.shape else done
 
 
 @dataclass
@@ -98,7 +95,7 @@ class Recorder:
                 ids = generation.tokens  # the wrapper has embedded them itself (vision-language models)
         real = _real_columns(mask, self._start, length)
         if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
-            going_on = (generation.ended < 0)[:, None].to(given.device)
+            going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
         self._arguments = {"tokens": ids, "cache": cache}
         self.call = Call(batch, length, self.recording, self._tables, real)
@@ -173,10 +170,7 @@ class Recorder:
             return
         first = max(generation.first, generation.prompt_length)
         if generation.ended is None and self.store.batch == 1:
-            self.store.end_rows(first, generation.offset + generation.length - 1)
-        elif generation.ended is not None and generation.ended.shape[0] == self.store.batch:
-            far = torch.iinfo(torch.int64).max
-            self.store.end_rows(first, generation.ended.masked_fill(generation.ended < 0, far))
+            self.store.end_rows(max(first, generation.offset + generation.length - 1))
 
     def recount(self, cache: Any) -> None:
         """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
