@@ -1,7 +1,7 @@
 """Tables and plots from results: `python -m bench.report results.json [other.json] [--plot PNG]`.
 
 Prints Markdown. One file: its table. Two files of one kind: their rows side by side, and the second's time over the
-first's. Knows the JSON of bench_ops (pytest-benchmark), bench_overhead and bench_e2e.
+first's. Knows the JSON of bench_ops (pytest-benchmark), and of bench_overhead, bench_e2e and bench_large_add.
 """
 
 from __future__ import annotations

@@ -78,6 +78,23 @@ inline Vec store(Float16* p, Vec x) {
   return {_mm512_cvtph_ps(half)};
 }
 
+// The same, past the caches; p is aligned to the vector.
+inline Vec stream(float* p, Vec x) {
+  _mm512_stream_ps(p, x.v);
+  return x;
+}
+inline Vec stream(BFloat16* p, Vec x) {
+  const __m512i bits = round_bf16(x);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+  return {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+inline Vec stream(Float16* p, Vec x) {
+  const __m256i half = _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half);
+  return {_mm512_cvtph_ps(half)};
+}
+inline void drain_streams() { _mm_sfence(); }
+
 #elif defined(__AVX2__) && defined(__F16C__)
 
 struct Vec {
@@ -115,6 +132,10 @@ inline __m256i round_bf16(__m256 x) {
 inline __m256 upper_half(__m256i bits) {
   return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+// The upper halves of sixteen lanes. packus works within 128-bit halves; the permutation puts the quarters in order.
+inline __m256i packed(__m256i low, __m256i high) {
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16)), 0xd8);
+}
 inline __m128i to_half(__m256 x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 inline Vec rounded(Vec x, const float*) { return x; }
@@ -130,9 +151,7 @@ inline Vec store(float* p, Vec x) {
 }
 inline Vec store(BFloat16* p, Vec x) {
   const __m256i low = round_bf16(x.low), high = round_bf16(x.high);
-  // packus works within 128-bit halves; the permutation puts the quarters back in order.
-  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed(low, high));
   return {upper_half(low), upper_half(high)};
 }
 inline Vec store(Float16* p, Vec x) {
@@ -141,6 +160,25 @@ inline Vec store(Float16* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + 1, high);
   return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};
 }
+
+// The same, past the caches; p is aligned to the vector.
+inline Vec stream(float* p, Vec x) {
+  _mm256_stream_ps(p, x.low);
+  _mm256_stream_ps(p + 8, x.high);
+  return x;
+}
+inline Vec stream(BFloat16* p, Vec x) {
+  const __m256i low = round_bf16(x.low), high = round_bf16(x.high);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), packed(low, high));
+  return {upper_half(low), upper_half(high)};
+}
+inline Vec stream(Float16* p, Vec x) {
+  const __m128i low = to_half(x.low), high = to_half(x.high);
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), low);
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p) + 1, high);
+  return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};
+}
+inline void drain_streams() { _mm_sfence(); }
 
 #else
 
@@ -244,6 +282,12 @@ inline Vec store(T* p, const Vec& x) {
   }
   return out;
 }
+
+template <typename T>
+inline Vec stream(T* p, const Vec& x) {
+  return store(p, x);
+}
+inline void drain_streams() {}
 
 #endif
 

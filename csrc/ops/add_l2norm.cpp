@@ -11,7 +11,7 @@ Tensor add_l2norm(const Tensor& residual, const Tensor& update, const Tensor& no
                   const std::optional<Tensor>& updates) {
   AddInputs inputs("add_l2norm", residual, update, norms, column, updates);
   Device::require(inputs.residual());
-  Tensor out = new_like(inputs.residual());
+  Tensor out = Device::new_like(inputs.residual());
   Device::run(inputs.residual(), inputs.arguments(out));
   return out;
 }

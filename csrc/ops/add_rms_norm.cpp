@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& residual, const Tensor& up
   if (!(std::isfinite(eps) && eps >= 0)) fail(op, "eps", "expected a finite number >= 0, got ", eps);
   Device::require(inputs.residual());
 
-  Tensor out = new_like(inputs.residual());
-  Tensor normed = new_like(inputs.residual());
+  Tensor out = Device::new_like(inputs.residual());
+  Tensor normed = Device::new_like(inputs.residual());
   AddRmsNormArgs args{};
   args.add = inputs.arguments(out);
   args.weight = weight.data_ptr();

@@ -9,6 +9,8 @@ namespace void_ext {
 
 struct Cpu {
   static void require(const View&) {}
+  // A new contiguous tensor of the shape, dtype and device of `like`, for every element to be written.
+  static Tensor new_like(const View& like);
   static void run(const View&, const AddL2NormArgs& args);
   static void run(const View&, const AddRmsNormArgs& args);
   static void run(const View&, const RowL2NormArgs& args);
@@ -19,6 +21,7 @@ struct Cpu {
 struct Cuda {
   // Throws in a build without CUDA, before anything is allocated.
   static void require(const View& view);
+  static Tensor new_like(const View& like) { return void_ext::new_like(like); }
   static void run(const View& view, const AddL2NormArgs& args);
   static void run(const View& view, const AddRmsNormArgs& args);
   static void run(const View& view, const RowL2NormArgs& args);

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../cpu/exit_select.h"
+#include "../cpu/huge_pages.h"
 #include "../cpu/isa.h"
 #include "../cpu/row_kernels.h"
 #include "../cpu/void_mask.h"
@@ -35,6 +36,12 @@ void spread(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int
 }
 
 }  // namespace
+
+Tensor Cpu::new_like(const View& like) {
+  Tensor out = void_ext::new_like(like);
+  cpu::expect_huge_pages(out.data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
+  return out;
+}
 
 void Cpu::run(const View&, const AddL2NormArgs& args) { spread(row_kernels().add_l2norm, args, args.rows, args.width); }
 void Cpu::run(const View&, const AddRmsNormArgs& args) {
