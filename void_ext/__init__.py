@@ -9,18 +9,22 @@ if TYPE_CHECKING:
     from void_ext.errors import LibraryError
     from void_ext.ops import add_l2norm, add_rms_norm, exit_select, row_l2norm, void_mask
     from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
+    from void_ext.plan import Action, PhasePlan, VoidPlan
     from void_ext.trace import PhaseTrace, Trace
 
 __version__ = "0.1.0"
 
 # A public name is imported from its module at first use, so that `import void_ext` costs next to nothing.
 _MODULE_OF = {
+    "Action": "void_ext.plan",
     "AlreadyPatchedError": "void_ext.patching",
     "Handle": "void_ext.patching",
     "LibraryError": "void_ext.errors",
+    "PhasePlan": "void_ext.plan",
     "PhaseTrace": "void_ext.trace",
     "Trace": "void_ext.trace",
     "UnsupportedModelError": "void_ext.patching",
+    "VoidPlan": "void_ext.plan",
     "add_l2norm": "void_ext.ops",
     "add_rms_norm": "void_ext.ops",
     "exit_select": "void_ext.ops",
@@ -31,12 +35,15 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Action",
     "AlreadyPatchedError",
     "Handle",
     "LibraryError",
+    "PhasePlan",
     "PhaseTrace",
     "Trace",
     "UnsupportedModelError",
+    "VoidPlan",
     "add_l2norm",
     "add_rms_norm",
     "exit_select",
