@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from void_ext.ops import add_l2norm, add_rms_norm, exit_select, row_l2norm, void_mask
     from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
     from void_ext.plan import Action, PhasePlan, VoidPlan
+    from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan, StaticPlan
     from void_ext.trace import PhaseTrace, Trace
 
 __version__ = "0.1.0"
@@ -18,10 +19,16 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Action": "void_ext.plan",
     "AlreadyPatchedError": "void_ext.patching",
+    "HaltPlan": "void_ext.policies",
     "Handle": "void_ext.patching",
+    "History": "void_ext.policies",
     "LibraryError": "void_ext.errors",
     "PhasePlan": "void_ext.plan",
     "PhaseTrace": "void_ext.trace",
+    "Policy": "void_ext.policies",
+    "PromptPlan": "void_ext.policies",
+    "RefreshPlan": "void_ext.policies",
+    "StaticPlan": "void_ext.policies",
     "Trace": "void_ext.trace",
     "UnsupportedModelError": "void_ext.patching",
     "VoidPlan": "void_ext.plan",
@@ -37,10 +44,16 @@ _MODULE_OF = {
 __all__ = [
     "Action",
     "AlreadyPatchedError",
+    "HaltPlan",
     "Handle",
+    "History",
     "LibraryError",
     "PhasePlan",
     "PhaseTrace",
+    "Policy",
+    "PromptPlan",
+    "RefreshPlan",
+    "StaticPlan",
     "Trace",
     "UnsupportedModelError",
     "VoidPlan",
