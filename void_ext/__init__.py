@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from void_ext.errors import LibraryError
-    from void_ext.ops import add_l2norm, add_rms_norm, exit_select, row_l2norm, void_mask
+    from void_ext.ops import (
+        add_l2norm,
+        add_rms_norm,
+        compact,
+        exit_select,
+        gather_rows,
+        keep_rows,
+        row_l2norm,
+        scatter_rows,
+        void_mask,
+    )
     from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
     from void_ext.trace import PhaseTrace, Trace
 
@@ -23,9 +33,13 @@ _MODULE_OF = {
     "UnsupportedModelError": "void_ext.patching",
     "add_l2norm": "void_ext.ops",
     "add_rms_norm": "void_ext.ops",
+    "compact": "void_ext.ops",
     "exit_select": "void_ext.ops",
+    "gather_rows": "void_ext.ops",
+    "keep_rows": "void_ext.ops",
     "patch": "void_ext.patching",
     "row_l2norm": "void_ext.ops",
+    "scatter_rows": "void_ext.ops",
     "unpatch": "void_ext.patching",
     "void_mask": "void_ext.ops",
 }
@@ -39,9 +53,13 @@ __all__ = [
     "UnsupportedModelError",
     "add_l2norm",
     "add_rms_norm",
+    "compact",
     "exit_select",
+    "gather_rows",
+    "keep_rows",
     "patch",
     "row_l2norm",
+    "scatter_rows",
     "unpatch",
     "void_mask",
 ]
