@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from void_ext.dispatch import CostModel, Dispatched, default_costs, run_rows
     from void_ext.errors import LibraryError
     from void_ext.ops import (
         add_l2norm,
@@ -26,6 +27,8 @@ __version__ = "0.1.0"
 # A public name is imported from its module at first use, so that `import void_ext` costs next to nothing.
 _MODULE_OF = {
     "AlreadyPatchedError": "void_ext.patching",
+    "CostModel": "void_ext.dispatch",
+    "Dispatched": "void_ext.dispatch",
     "Handle": "void_ext.patching",
     "LibraryError": "void_ext.errors",
     "PhaseTrace": "void_ext.trace",
@@ -34,11 +37,13 @@ _MODULE_OF = {
     "add_l2norm": "void_ext.ops",
     "add_rms_norm": "void_ext.ops",
     "compact": "void_ext.ops",
+    "default_costs": "void_ext.dispatch",
     "exit_select": "void_ext.ops",
     "gather_rows": "void_ext.ops",
     "keep_rows": "void_ext.ops",
     "patch": "void_ext.patching",
     "row_l2norm": "void_ext.ops",
+    "run_rows": "void_ext.dispatch",
     "scatter_rows": "void_ext.ops",
     "unpatch": "void_ext.patching",
     "void_mask": "void_ext.ops",
@@ -46,6 +51,8 @@ _MODULE_OF = {
 
 __all__ = [
     "AlreadyPatchedError",
+    "CostModel",
+    "Dispatched",
     "Handle",
     "LibraryError",
     "PhaseTrace",
@@ -54,11 +61,13 @@ __all__ = [
     "add_l2norm",
     "add_rms_norm",
     "compact",
+    "default_costs",
     "exit_select",
     "gather_rows",
     "keep_rows",
     "patch",
     "row_l2norm",
+    "run_rows",
     "scatter_rows",
     "unpatch",
     "void_mask",
