@@ -163,14 +163,81 @@ def _exit_select(rows: int, width: int, dtype: torch.dtype, device: str) -> Case
     )
 
 
+# Half of the rows are on in what follows, every second one.
+
+
+def _keep_rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def where(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
+        return torch.where(on[:, None], residual + update, residual)
+
+    def masked(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
+        return residual + update * on[:, None]
+
+    on = (rows + 1) // 2
+    return Case(
+        make=lambda: (_rows(rows, width, dtype, device), _rows(rows, width, dtype, device), _half_on(rows, device)),
+        op=torch.ops.void_ext.keep_rows.default,
+        bytes=rows + (2 * rows + on) * width * dtype.itemsize,
+        alternatives={"add, then where": where, "compiled": torch.compile(where), "times the mask": masked},
+    )
+
+
+def _compact(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def sort(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.argsort(on.to(torch.uint8), descending=True, stable=True)
+        return index, torch.argsort(index), on.sum().view(1)
+
+    return Case(
+        make=lambda: (_half_on(rows, device),),
+        op=torch.ops.void_ext.compact.default,
+        bytes=17 * rows + 8,
+        alternatives={"stable sort": sort, "nonzero": torch.nonzero},
+    )
+
+
+def _gather_rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def index_select(stream: Tensor, index: Tensor, count: Tensor) -> Tensor:
+        return stream.index_select(0, index[:on])
+
+    op = torch.ops.void_ext.gather_rows.default
+    on = (rows + 1) // 2
+    return Case(
+        make=lambda: (_rows(rows, width, dtype, device), *_half_index(rows, device)),
+        op=lambda stream, index, count: op(stream, index, count, on),
+        bytes=on * (2 * width * dtype.itemsize + 8) + 8,
+        alternatives={"index_select": index_select},
+    )
+
+
+def _scatter_rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def index_copy(stream: Tensor, packed: Tensor, index: Tensor, count: Tensor) -> None:
+        stream.index_copy_(0, index[:on], packed)
+
+    on = (rows + 1) // 2
+    return Case(
+        make=lambda: (
+            _rows(rows, width, dtype, device),
+            _rows(on, width, dtype, device),
+            *_half_index(rows, device),
+        ),
+        op=torch.ops.void_ext.scatter_rows.default,
+        bytes=on * (2 * width * dtype.itemsize + 8) + 8,
+        alternatives={"index_copy_": index_copy},
+    )
+
+
 OPS: dict[str, Callable[[int, int, torch.dtype, str], Case]] = {
     "add_l2norm": _add_l2norm,
     "add_rms_norm": _add_rms_norm,
     "row_l2norm": _row_l2norm,
     "void_mask": _void_mask,
     "exit_select": _exit_select,
+    "keep_rows": _keep_rows,
+    "compact": _compact,
+    "gather_rows": _gather_rows,
+    "scatter_rows": _scatter_rows,
 }
-WITHOUT_DTYPE = {"void_mask"}
+WITHOUT_DTYPE = {"void_mask", "compact"}
 
 
 def _rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -185,6 +252,15 @@ def _half_active_norms(rows: int, device: str) -> Tensor:
     norms = torch.arange(LAYERS + 1.0, device=device).repeat(rows, 1)
     norms[1::2, COLUMN + 1 :] -= 10.0
     return norms
+
+
+def _half_on(rows: int, device: str) -> Tensor:
+    return torch.arange(rows, device=device) % 2 == 0
+
+
+def _half_index(rows: int, device: str) -> tuple[Tensor, Tensor]:
+    index, _, count = reference.compact(_half_on(rows, device))
+    return index, count
 
 
 # --- measuring ---

@@ -20,7 +20,10 @@ from typing import Any
 
 from bench.environment import RESULTS, ROOT, describe, sources, write_json
 
-OPS = ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select")
+OPS = (
+    *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
+    *("keep_rows", "compact", "gather_rows", "scatter_rows"),
+)
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 

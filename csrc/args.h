@@ -71,4 +71,56 @@ struct ExitSelectArgs {
   float alpha;
 };
 
+// h = residual + update where on[row], else residual
+struct KeepRowsArgs {
+  DType dtype;
+  int64_t rows, width;
+  const void* residual;
+  int64_t residual_stride;
+  const void* update;  // not read in rows that are off
+  int64_t update_stride;
+  const bool* on;
+  int64_t on_stride;
+  void* out;
+  int64_t out_stride;
+};
+
+// index[0 … count): the rows that are on, ascending, -1 behind them;  inverse[row]: a row's place among them, or -1
+struct CompactArgs {
+  int64_t rows;
+  const bool* on;
+  int64_t on_stride;
+  int64_t* index;
+  int64_t* inverse;
+  int64_t* count;
+};
+
+// out[i] = stream[index[i]] for i < min(count, capacity)
+struct GatherRowsArgs {
+  DType dtype;
+  int64_t rows, width;
+  const void* stream;
+  int64_t stream_stride;
+  const int64_t* index;
+  int64_t index_stride;
+  const int64_t* count;
+  int64_t capacity;
+  void* out;
+  int64_t out_stride;
+};
+
+// stream[index[i]] = source[i] for i < min(count, capacity)
+struct ScatterRowsArgs {
+  DType dtype;
+  int64_t rows, width;
+  void* stream;
+  int64_t stream_stride;
+  const void* source;
+  int64_t source_stride;
+  const int64_t* index;
+  int64_t index_stride;
+  const int64_t* count;
+  int64_t capacity;
+};
+
 }  // namespace void_ext

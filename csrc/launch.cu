@@ -3,8 +3,12 @@
 
 #include "kernels/add_l2norm.cuh"
 #include "kernels/add_rms_norm.cuh"
+#include "kernels/compact.cuh"
 #include "kernels/exit_select.cuh"
+#include "kernels/gather_rows.cuh"
+#include "kernels/keep_rows.cuh"
 #include "kernels/row_l2norm.cuh"
+#include "kernels/scatter_rows.cuh"
 #include "kernels/void_mask.cuh"
 #include "launch.h"
 
@@ -41,6 +45,18 @@ int void_mask(const VoidMaskArgs& args, void* stream) { return kernels::launch_v
 
 int exit_select(const ExitSelectArgs& args, void* stream) {
   return kernels::launch_exit_select(args, Launcher{stream});
+}
+
+int keep_rows(const KeepRowsArgs& args, void* stream) { return kernels::launch_keep_rows(args, Launcher{stream}); }
+
+int compact(const CompactArgs& args, void* stream) { return kernels::launch_compact(args, Launcher{stream}); }
+
+int gather_rows(const GatherRowsArgs& args, void* stream) {
+  return kernels::launch_gather_rows(args, Launcher{stream});
+}
+
+int scatter_rows(const ScatterRowsArgs& args, void* stream) {
+  return kernels::launch_scatter_rows(args, Launcher{stream});
 }
 
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -14,6 +14,10 @@ int add_rms_norm(const AddRmsNormArgs& args, void* stream);
 int row_l2norm(const RowL2NormArgs& args, void* stream);
 int void_mask(const VoidMaskArgs& args, void* stream);
 int exit_select(const ExitSelectArgs& args, void* stream);
+int keep_rows(const KeepRowsArgs& args, void* stream);
+int compact(const CompactArgs& args, void* stream);
+int gather_rows(const GatherRowsArgs& args, void* stream);
+int scatter_rows(const ScatterRowsArgs& args, void* stream);
 
 const char* error_string(int error);
 

@@ -27,7 +27,11 @@ from find_cuda import Arch, Toolkit, arches_for, find_toolkit  # noqa: E402
 FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 TYPES = {"f": "f32", "6__half": "f16", "13__nv_bfloat16": "bf16"}
 # Kernels with a flag for aligned rows have it first; the resident one is for such rows alone.
-ALIGNED = re.compile(r"(add_l2norm|add_rms_norm_reread|row_l2norm|exit_select)<\w+, 1.*>|add_rms_norm_resident<.*>")
+ALIGNED = re.compile(
+    r"(add_l2norm|add_rms_norm_reread|row_l2norm|exit_select|keep_rows|gather_rows|scatter_rows)<\w+, 1.*>"
+    r"|add_rms_norm_resident<.*>"
+)
+SELECTING = ("exit_select", "keep_rows", "gather_rows", "scatter_rows")  # these read norms, flags or an index as well
 
 
 @dataclass
@@ -103,8 +107,8 @@ def narrow_accesses(cuobjdump: Path, made: Path) -> tuple[int, list[str]]:
         loads = re.findall(r"\bLDG\.[\w.]+", part)
         stores = re.findall(r"\bSTG\.[\w.]+", part)
         wide = [len([access for access in accesses if access.endswith(".128")]) for accesses in (loads, stores)]
-        # Beside the rows: norms are read by exit_select, and written (two tables at most) by all others.
-        narrow_loads = 0 if name.startswith("exit_select") else len(loads) - wide[0]
+        # Beside the rows: what selects them is read, and norms are written (two tables at most).
+        narrow_loads = 0 if name.startswith(SELECTING) else len(loads) - wide[0]
         if wide[0] == 0 or narrow_loads or (wide[1] == 0) != name.startswith("row_l2norm") or len(stores) - wide[1] > 2:
             wrong.append(
                 f"{name}: {wide[0]} of {len(loads)} loads and {wide[1]} of {len(stores)} stores are 128 bits wide"

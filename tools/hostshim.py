@@ -124,6 +124,24 @@ class HostShim:
         rule = (*_strided(norms), ctypes.c_int64(layer), ctypes.c_float(alpha))
         self._call("exit_select", _dtype(kept), *_shape(kept), *_strided(kept), *_strided(stream), *rule)
 
+    def keep_rows(self, residual: Tensor, update: Tensor, on: Tensor, out: Tensor) -> None:
+        rows = (tensor for row in (residual, update, on, out) for tensor in _strided(row))
+        self._call("keep_rows", _dtype(residual), *_shape(residual), *rows)
+
+    def compact(self, on: Tensor, index: Tensor, inverse: Tensor, count: Tensor) -> None:
+        """``index`` and ``inverse`` contiguous."""
+        written = (_pointer(index), _pointer(inverse), _pointer(count))
+        self._call("compact", ctypes.c_int64(on.shape[0]), *_strided(on), *written)
+
+    def gather_rows(self, stream: Tensor, index: Tensor, count: Tensor, out: Tensor) -> None:
+        """As many rows as ``out`` has are the capacity."""
+        chosen = (*_strided(index), _pointer(count), ctypes.c_int64(out.shape[0]))
+        self._call("gather_rows", _dtype(stream), *_shape(stream), *_strided(stream), *chosen, *_strided(out))
+
+    def scatter_rows(self, stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> None:
+        chosen = (*_strided(index), _pointer(count), ctypes.c_int64(rows.shape[0]))
+        self._call("scatter_rows", _dtype(stream), *_shape(stream), *_strided(stream), *_strided(rows), *chosen)
+
     def rule(self, norms: Tensor, executed: Tensor, alpha: float) -> Tensor:
         """csrc/rule.h as the host compiles it, over one history: float32 [L + 1], bool [L] -> bool [L]."""
         active = torch.empty_like(executed)

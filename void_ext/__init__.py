@@ -6,8 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from void_ext.dispatch import CostModel, Dispatched, default_costs, run_rows
     from void_ext.errors import LibraryError
-    from void_ext.ops import add_l2norm, add_rms_norm, exit_select, row_l2norm, void_mask
+    from void_ext.ops import (
+        add_l2norm,
+        add_rms_norm,
+        compact,
+        exit_select,
+        gather_rows,
+        keep_rows,
+        row_l2norm,
+        scatter_rows,
+        void_mask,
+    )
     from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
     from void_ext.plan import Action, PhasePlan, VoidPlan
     from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan, StaticPlan
@@ -19,6 +30,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Action": "void_ext.plan",
     "AlreadyPatchedError": "void_ext.patching",
+    "CostModel": "void_ext.dispatch",
+    "Dispatched": "void_ext.dispatch",
     "HaltPlan": "void_ext.policies",
     "Handle": "void_ext.patching",
     "History": "void_ext.policies",
@@ -34,9 +47,15 @@ _MODULE_OF = {
     "VoidPlan": "void_ext.plan",
     "add_l2norm": "void_ext.ops",
     "add_rms_norm": "void_ext.ops",
+    "compact": "void_ext.ops",
+    "default_costs": "void_ext.dispatch",
     "exit_select": "void_ext.ops",
+    "gather_rows": "void_ext.ops",
+    "keep_rows": "void_ext.ops",
     "patch": "void_ext.patching",
     "row_l2norm": "void_ext.ops",
+    "run_rows": "void_ext.dispatch",
+    "scatter_rows": "void_ext.ops",
     "unpatch": "void_ext.patching",
     "void_mask": "void_ext.ops",
 }
@@ -44,6 +63,8 @@ _MODULE_OF = {
 __all__ = [
     "Action",
     "AlreadyPatchedError",
+    "CostModel",
+    "Dispatched",
     "HaltPlan",
     "Handle",
     "History",
@@ -59,9 +80,15 @@ __all__ = [
     "VoidPlan",
     "add_l2norm",
     "add_rms_norm",
+    "compact",
+    "default_costs",
     "exit_select",
+    "gather_rows",
+    "keep_rows",
     "patch",
     "row_l2norm",
+    "run_rows",
+    "scatter_rows",
     "unpatch",
     "void_mask",
 ]

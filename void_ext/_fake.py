@@ -10,7 +10,17 @@ from torch import SymBool, Tensor
 
 def register() -> None:
     """Registers a fake kernel for every op; called once, after the op library is loaded."""
-    for kernel in (add_l2norm, add_rms_norm, row_l2norm, void_mask, exit_select):
+    for kernel in (
+        add_l2norm,
+        add_rms_norm,
+        row_l2norm,
+        void_mask,
+        exit_select,
+        keep_rows,
+        compact,
+        gather_rows,
+        scatter_rows,
+    ):
         torch.library.register_fake(f"void_ext::{kernel.__name__}", kernel)
 
 
@@ -53,6 +63,40 @@ def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Te
 def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
     _check_shape("exit_select", "stream", stream, kept.shape, kept)
     _check_table("exit_select", "norms", norms, stream)
+
+
+def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
+    _check_shape("keep_rows", "update", update, residual.shape, residual)
+    _check_vector("keep_rows", "on", on, torch.bool, residual)
+    _check(on.shape[0] == residual.shape[:-1].numel(), "keep_rows", "on", "a flag for each row of residual", on)
+    return residual.new_empty(residual.shape)
+
+
+def compact(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check_vector("compact", "on", on, torch.bool, on)
+    index, inverse = (on.new_empty(on.shape, dtype=torch.int64) for _ in range(2))
+    return index, inverse, on.new_empty((1,), dtype=torch.int64)
+
+
+def gather_rows(stream: Tensor, index: Tensor, count: Tensor, capacity: int) -> Tensor:
+    _check_index("gather_rows", index, count, stream)
+    return stream.new_empty((capacity, stream.shape[-1]))
+
+
+def scatter_rows(stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> None:
+    _check_shape("scatter_rows", "rows", rows, (rows.shape[0], stream.shape[-1]), stream)
+    _check_index("scatter_rows", index, count, stream)
+
+
+def _check_index(op: str, index: Tensor, count: Tensor, like: Tensor) -> None:
+    _check_vector(op, "index", index, torch.int64, like)
+    _check_vector(op, "count", count, torch.int64, like)
+    _check(count.shape[0] == 1, op, "count", "shape [1]", count)
+
+
+def _check_vector(op: str, argument: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    _check_kind(op, argument, tensor, dtype, like)
+    _check(tensor.dim() == 1, op, argument, "one dimension", tensor)
 
 
 def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int], like: Tensor) -> None:

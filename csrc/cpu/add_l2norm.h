@@ -8,8 +8,8 @@
 namespace void_ext::cpu {
 namespace {
 
-// Returns the row's sum of squares; `updates`, where wanted, receives ||h - residual||. kStream: h goes past the caches,
-// for rows of `out` aligned to a vector.
+// Returns the row's sum of squares; `updates`, where wanted, receives ||h - residual||. kStream: h goes past the
+// caches, for rows of `out` aligned to a vector.
 template <typename T, bool kUpdates, bool kStream = false>
 inline float add_row(const T* residual, const T* update, T* out, int64_t width, float* updates) {
   SumOfSquares squares, change;
@@ -38,8 +38,8 @@ inline float add_row(const T* residual, const T* update, T* out, int64_t width, 
 
 // Whether h is better written past the caches: where it is larger than what they could keep for the next reader, a line
 // fetched only to be overwritten is a third of an add's traffic. Measured on Zen 4, 4096 x 4096: 0.73 of the time.
-template <typename T>
-inline bool streams(const AddL2NormArgs& args) {
+template <typename T, typename Args>
+inline bool streams(const Args& args) {
   constexpr int64_t kBytes = int64_t{16} << 20, kVector = kLanes * static_cast<int64_t>(sizeof(T));
   return args.rows * args.width * static_cast<int64_t>(sizeof(T)) >= kBytes && args.out_stride % kLanes == 0 &&
          reinterpret_cast<uintptr_t>(args.out) % kVector == 0;

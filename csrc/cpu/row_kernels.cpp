@@ -5,10 +5,11 @@
 
 #include "add_l2norm.h"
 #include "add_rms_norm.h"
+#include "keep_rows.h"
 #include "row_l2norm.h"
 
 namespace void_ext::cpu {
 
-const RowKernels VOID_EXT_CPU_TABLE = {add_l2norm, add_rms_norm, row_l2norm};
+const RowKernels VOID_EXT_CPU_TABLE = {add_l2norm, add_rms_norm, row_l2norm, keep_rows};
 
 }  // namespace void_ext::cpu

@@ -11,6 +11,7 @@ struct RowKernels {
   void (*add_l2norm)(const AddL2NormArgs&, int64_t begin, int64_t end);
   void (*add_rms_norm)(const AddRmsNormArgs&, int64_t begin, int64_t end);
   void (*row_l2norm)(const RowL2NormArgs&, int64_t begin, int64_t end);
+  void (*keep_rows)(const KeepRowsArgs&, int64_t begin, int64_t end);
 };
 
 extern const RowKernels kBaseline;

@@ -6,8 +6,12 @@
 
 #include "../kernels/add_l2norm.cuh"
 #include "../kernels/add_rms_norm.cuh"
+#include "../kernels/compact.cuh"
 #include "../kernels/exit_select.cuh"
+#include "../kernels/gather_rows.cuh"
+#include "../kernels/keep_rows.cuh"
 #include "../kernels/row_l2norm.cuh"
+#include "../kernels/scatter_rows.cuh"
 #include "../kernels/void_mask.cuh"
 #include "cuda_runtime.h"
 
@@ -142,6 +146,63 @@ int void_shim_exit_select(int dtype, int64_t rows, int64_t width, void* kept, in
                             layer,
                             alpha};
   return guarded([&] { return kernels::launch_exit_select(args, Launcher{}); });
+}
+
+int void_shim_keep_rows(int dtype, int64_t rows, int64_t width, const void* residual, int64_t residual_stride,
+                        const void* update, int64_t update_stride, const bool* on, int64_t on_stride, void* out,
+                        int64_t out_stride) {
+  const KeepRowsArgs args{static_cast<DType>(dtype),
+                          rows,
+                          width,
+                          residual,
+                          residual_stride,
+                          update,
+                          update_stride,
+                          on,
+                          on_stride,
+                          out,
+                          out_stride};
+  return guarded([&] { return kernels::launch_keep_rows(args, Launcher{}); });
+}
+
+int void_shim_compact(int64_t rows, const bool* on, int64_t on_stride, int64_t* index, int64_t* inverse,
+                      int64_t* count) {
+  const CompactArgs args{rows, on, on_stride, index, inverse, count};
+  return guarded([&] { return kernels::launch_compact(args, Launcher{}); });
+}
+
+int void_shim_gather_rows(int dtype, int64_t rows, int64_t width, const void* stream, int64_t stream_stride,
+                          const int64_t* index, int64_t index_stride, const int64_t* count, int64_t capacity, void* out,
+                          int64_t out_stride) {
+  const GatherRowsArgs args{static_cast<DType>(dtype),
+                            rows,
+                            width,
+                            stream,
+                            stream_stride,
+                            index,
+                            index_stride,
+                            count,
+                            capacity,
+                            out,
+                            out_stride};
+  return guarded([&] { return kernels::launch_gather_rows(args, Launcher{}); });
+}
+
+int void_shim_scatter_rows(int dtype, int64_t rows, int64_t width, void* stream, int64_t stream_stride,
+                           const void* source, int64_t source_stride, const int64_t* index, int64_t index_stride,
+                           const int64_t* count, int64_t capacity) {
+  const ScatterRowsArgs args{static_cast<DType>(dtype),
+                             rows,
+                             width,
+                             stream,
+                             stream_stride,
+                             source,
+                             source_stride,
+                             index,
+                             index_stride,
+                             count,
+                             capacity};
+  return guarded([&] { return kernels::launch_scatter_rows(args, Launcher{}); });
 }
 
 // The rule as the host compiles it, for one history.

@@ -6,6 +6,7 @@
 
 #include "../args.h"
 #include "../rule.h"
+#include "common/copy.cuh"
 #include "common/reduce.cuh"
 
 namespace void_ext::kernels {
@@ -22,52 +23,29 @@ __device__ __forceinline__ bool layer_active(const float* norms, int64_t layer, 
   return rule.active(norms[layer + 1] - previous, alpha);
 }
 
-// T stands for every type of its size: elements are copied, never read as numbers.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) exit_select_kernel(const ExitSelectArgs args) {
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     if (!layer_active(args.norms + row * args.norms_stride, args.layer, args.alpha)) continue;
-    const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
-    Bits* kept = static_cast<Bits*>(args.kept) + row * args.kept_stride;
-    for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
-      Pack h[kPacksPerThread];
-#pragma unroll
-      for (int k = 0; k < kPacksPerThread; ++k) {
-        const uint32_t index = first + k * blockDim.x;
-        if (index < packs) h[k] = load_pack<T, kAligned>(stream, index, args.width);
-      }
-#pragma unroll
-      for (int k = 0; k < kPacksPerThread; ++k) {
-        const uint32_t index = first + k * blockDim.x;
-        if (index < packs) store_pack<T, kAligned>(kept, index, args.width, h[k]);
-      }
-    }
+    copy_row<T, kAligned>(static_cast<const Bits*>(args.stream) + row * args.stream_stride,
+                          static_cast<Bits*>(args.kept) + row * args.kept_stride, args.width, packs);
   }
 }
 
 // ---- launch ---------------------------------------------------------------------------------------------------------
 
-template <typename T, typename Launch>
-int launch_exit_select_as(const ExitSelectArgs& args, Launch&& launch) {
-  const bool aligned = args.width % kPackSize<T> == 0 && rows_aligned<T>(args.kept, args.kept_stride) &&
-                       rows_aligned<T>(args.stream, args.stream_stride);
-  auto kernel = aligned ? exit_select_kernel<T, true> : exit_select_kernel<T, false>;
-  return launch_rows<T>(launch, kernel, args.rows, args.width, args);
-}
-
 template <typename Launch>
 int launch_exit_select(const ExitSelectArgs& args, Launch&& launch) {
   if (args.rows == 0 || args.width == 0) return cudaSuccess;
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return launch_exit_select_as<float>(args, launch);
-    case DType::kFloat16:
-    case DType::kBFloat16:
-      return launch_exit_select_as<__nv_bfloat16>(args, launch);
-  }
-  return cudaErrorInvalidValue;
+  return with_size_of(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const bool aligned = args.width % kPackSize<T> == 0 && rows_aligned<T>(args.kept, args.kept_stride) &&
+                         rows_aligned<T>(args.stream, args.stream_stride);
+    auto kernel = aligned ? exit_select_kernel<T, true> : exit_select_kernel<T, false>;
+    return launch_rows<T>(launch, kernel, args.rows, args.width, args);
+  });
 }
 
 }  // namespace void_ext::kernels

@@ -61,7 +61,7 @@ std::string View::device() const {
   return out;
 }
 
-std::string View::dtype_name() const {
+std::string dtype_name(int32_t code) {
   const struct {
     int32_t code;
     const char* name;
@@ -74,9 +74,9 @@ std::string View::dtype_name() const {
       {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"},
   };
   for (const auto& entry : known) {
-    if (entry.code == dtype) return entry.name;
+    if (entry.code == code) return entry.name;
   }
-  return "dtype code " + std::to_string(dtype);
+  return "dtype code " + std::to_string(code);
 }
 
 DType check_stream(const View& view) {
@@ -111,6 +111,11 @@ void check_same_shape(const View& view, const View& like) {
 void check_alpha(const char* op, double alpha) {
   if (!(std::isfinite(static_cast<float>(alpha)) && alpha >= 0))
     fail(op, "alpha", "expected a finite float32 >= 0, got ", alpha);
+}
+
+void check_vector(const View& view, int32_t dtype) {
+  if (view.dtype != dtype) fail(view.op, view.name, "expected ", dtype_name(dtype), ", got ", view.dtype_name());
+  if (view.dim != 1) fail(view.op, view.name, "expected one dimension, got shape ", view.shape());
 }
 
 Rows row_shape(const View& view) {
@@ -155,6 +160,50 @@ int64_t check_mutable_rows(const View& view) {
   return *stride;
 }
 
+void check_apart(const View& view, const View& written, bool same) {
+  const std::optional<int64_t> stride = row_stride(view);
+  if (!stride) return;  // with_rows will copy it first
+  const Rows read = row_shape(view), target = row_shape(written);
+  if (read.count == 0 || target.count == 0 || read.width == 0) return;
+  const int64_t target_stride = *row_stride(written);
+  const int64_t size = static_cast<int64_t>(view.tensor.element_size());
+  const auto start = [](const View& of) { return reinterpret_cast<intptr_t>(of.tensor.data_ptr()); };
+  const auto bytes = [&](const Rows& rows, int64_t step) { return ((rows.count - 1) * step + rows.width) * size; };
+  const int64_t ahead = start(view) - start(written);
+  if (ahead >= bytes(target, target_stride) || -ahead >= bytes(read, *stride)) return;
+  if (*stride == target_stride) {
+    if (same && ahead == 0) return;
+    // Side by side in the rows of one larger tensor.
+    const int64_t step = target_stride * size;
+    const int64_t within = (ahead % step + step) % step;
+    if (within >= target.width * size && within + read.width * size <= step) return;
+  }
+  fail(view.op, view.name, "expected memory apart from that of ", written.name, ", which is written to, got ",
+       ahead == 0 && *stride == target_stride ? "the same rows" : "rows that overlap it");
+}
+
+int64_t check_flags(const View& flags, const View& like, int64_t rows) {
+  check_vector(flags, aoti_torch_dtype_bool());
+  if (flags.sizes[0] != rows) {
+    fail(flags.op, flags.name, "expected shape [", rows, "], a flag for each row of ", like.name, ", got ",
+         flags.shape());
+  }
+  check_same_device(flags, like);
+  return flags.strides[0];
+}
+
+int64_t check_index(const View& index, const View& count, const View& stream, int64_t needed, const char* what) {
+  check_vector(index, aoti_torch_dtype_int64());
+  check_same_device(index, stream);
+  if (index.sizes[0] < needed) {
+    fail(index.op, index.name, "expected at least ", needed, " entries, ", what, ", got shape ", index.shape());
+  }
+  check_vector(count, aoti_torch_dtype_int64());
+  check_same_device(count, stream);
+  if (count.sizes[0] != 1) fail(count.op, count.name, "expected shape [1], got ", count.shape());
+  return index.strides[0];
+}
+
 int64_t check_table(const View& table, const View& stream, int64_t rows) {
   if (table.dtype != aoti_torch_dtype_float32())
     fail(table.op, table.name, "expected float32, got ", table.dtype_name());
@@ -197,6 +246,13 @@ Tensor new_like(const View& like) { return empty(like.sizes, like.dim, like.dtyp
 Tensor new_bool(const View& like, int64_t rows, int64_t columns) {
   const std::array<int64_t, 2> sizes = {rows, columns};
   return empty(sizes.data(), 2, aoti_torch_dtype_bool(), like);
+}
+
+Tensor new_int64(const View& like, int64_t size) { return empty(&size, 1, aoti_torch_dtype_int64(), like); }
+
+Tensor new_rows(const View& like, int64_t rows, int64_t width) {
+  const std::array<int64_t, 2> sizes = {rows, width};
+  return empty(sizes.data(), 2, like.dtype, like);
 }
 
 }  // namespace void_ext

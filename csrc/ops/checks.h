@@ -25,13 +25,15 @@ template <typename... Parts>
   throw std::invalid_argument(message.str());
 }
 
+std::string dtype_name(int32_t code);
+
 // What a check asks of a tensor, fetched once.
 struct View {
   View(const char* op, const char* name, const Tensor& tensor);
 
   std::string shape() const;
   std::string device() const;
-  std::string dtype_name() const;
+  std::string dtype_name() const { return void_ext::dtype_name(dtype); }
 
   const char* op;
   const char* name;
@@ -57,6 +59,8 @@ void check_same_device(const View& view, const View& like);
 void check_same_kind(const View& view, const View& like);   // dtype and device
 void check_same_shape(const View& view, const View& like);  // and kind
 void check_alpha(const char* op, double alpha);
+// One dimension of that dtype.
+void check_vector(const View& view, int32_t dtype);
 
 // Size of the last dimension and product of the others.
 Rows row_shape(const View& view);
@@ -65,6 +69,16 @@ std::optional<int64_t> row_stride(const View& view);
 // The same for an argument that is written to: no copy could stand in for it, and no two rows may share an element.
 int64_t check_mutable_rows(const View& view);
 
+// `view` is read while `written` is: their rows share no element, or are the very same ones where `same` is harmless.
+// Both are of one dtype, and `written` has passed check_mutable_rows.
+void check_apart(const View& view, const View& written, bool same);
+
+// Flags bool [rows], one for each row of `like`. Returns their stride.
+int64_t check_flags(const View& flags, const View& like, int64_t rows);
+// What compact returns: index int64, at least one entry for each of `needed` rows, and count int64 [1]. Returns the
+// stride of index.
+int64_t check_index(const View& index, const View& count, const View& stream, int64_t needed, const char* what);
+
 // A table float32 [R, C] on the stream's device, R >= rows, unit column stride, rows apart. Returns its row stride.
 int64_t check_table(const View& table, const View& stream, int64_t rows);
 float* column_of(const View& table, int64_t column);
@@ -72,8 +86,10 @@ void check_column(const char* op, int64_t column, int64_t low, int64_t high, con
 
 // `tensor` itself where its rows have one stride, else a contiguous copy. Sets `stride`.
 Tensor with_rows(const View& view, int64_t* stride);
-// A new contiguous tensor of the shape, dtype and device of `like`; and one of bools.
+// A new contiguous tensor of the shape, dtype and device of `like`; and others on its device.
 Tensor new_like(const View& like);
 Tensor new_bool(const View& like, int64_t rows, int64_t columns);
+Tensor new_int64(const View& like, int64_t size);
+Tensor new_rows(const View& like, int64_t rows, int64_t width);
 
 }  // namespace void_ext

@@ -43,5 +43,9 @@ void Cuda::run(const View& view, const AddRmsNormArgs& args) { enqueue(view, cud
 void Cuda::run(const View& view, const RowL2NormArgs& args) { enqueue(view, cuda::row_l2norm, args); }
 void Cuda::run(const View& view, const VoidMaskArgs& args) { enqueue(view, cuda::void_mask, args); }
 void Cuda::run(const View& view, const ExitSelectArgs& args) { enqueue(view, cuda::exit_select, args); }
+void Cuda::run(const View& view, const KeepRowsArgs& args) { enqueue(view, cuda::keep_rows, args); }
+void Cuda::run(const View& view, const CompactArgs& args) { enqueue(view, cuda::compact, args); }
+void Cuda::run(const View& view, const GatherRowsArgs& args) { enqueue(view, cuda::gather_rows, args); }
+void Cuda::run(const View& view, const ScatterRowsArgs& args) { enqueue(view, cuda::scatter_rows, args); }
 
 }  // namespace void_ext

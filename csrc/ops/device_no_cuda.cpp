@@ -21,5 +21,9 @@ void Cuda::run(const View& view, const AddRmsNormArgs&) { refuse(view); }
 void Cuda::run(const View& view, const RowL2NormArgs&) { refuse(view); }
 void Cuda::run(const View& view, const VoidMaskArgs&) { refuse(view); }
 void Cuda::run(const View& view, const ExitSelectArgs&) { refuse(view); }
+void Cuda::run(const View& view, const KeepRowsArgs&) { refuse(view); }
+void Cuda::run(const View& view, const CompactArgs&) { refuse(view); }
+void Cuda::run(const View& view, const GatherRowsArgs&) { refuse(view); }
+void Cuda::run(const View& view, const ScatterRowsArgs&) { refuse(view); }
 
 }  // namespace void_ext

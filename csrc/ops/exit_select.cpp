@@ -15,6 +15,7 @@ void exit_select(const Tensor& kept, const Tensor& stream, const Tensor& norms, 
   args.dtype = check_stream(target);
   check_same_shape(source, target);
   args.kept_stride = check_mutable_rows(target);
+  check_apart(source, target, true);
   const Rows rows = row_shape(target);
   args.norms_stride = check_table(table, target, rows.count);
   if (layer < 0 || layer + 1 >= table.sizes[1]) {

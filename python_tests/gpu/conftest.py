@@ -11,7 +11,10 @@ from torch import Tensor
 
 from void_ext import ops
 
-OPS = ["add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"]
+OPS = [
+    *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
+    *("keep_rows", "compact", "gather_rows", "scatter_rows"),
+]
 LAYERS = 12
 SENTINEL = -7.0
 
@@ -47,6 +50,10 @@ class Call:
         for tensor in self.inputs:
             if tensor.dtype == torch.bool:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) < 0.8)
+            elif tensor.dtype == torch.int64 and tensor is self.inputs[-1]:  # a count of the first input's rows
+                tensor.copy_(torch.randint(self.inputs[0].shape[0] + 1, (1,), generator=generator))
+            elif tensor.dtype == torch.int64:  # an index of them
+                tensor.copy_(torch.randperm(tensor.shape[0], generator=generator))
             elif tensor.dim() == 2 and tensor.shape[1] == LAYERS + 1:  # a norm table: sums of positive steps
                 tensor.copy_(torch.rand(tensor.shape, generator=generator).cumsum(dim=1))
             else:
@@ -91,6 +98,29 @@ def _make_call(
     if op == "void_mask":
         executed = torch.ones(rows, LAYERS, dtype=torch.bool, device=device)
         return Call([norms, executed], [], lambda: (ops.void_mask(norms, 0.8, executed),))
+    if op in ("keep_rows", "compact"):
+        residual, update = stream(), stream()
+        on = torch.ones(rows, dtype=torch.bool, device=device)
+        if op == "compact":
+            return Call([on], [], lambda: ops.compact(on))
+        return Call([residual, update, on], [], lambda: (ops.keep_rows(residual, update, on),))
+    if op in ("gather_rows", "scatter_rows"):
+        rows_in, target = stream(), stream()
+        index = torch.zeros(rows, dtype=torch.int64, device=device)
+        count = torch.zeros(1, dtype=torch.int64, device=device)
+        places = torch.arange(rows, device=device)[:, None]
+
+        def run_gather() -> tuple[Tensor, ...]:
+            packed = ops.gather_rows(rows_in, index, count, rows)
+            return (torch.where(places < count, packed, 0.0),)  # what lies behind the count may be anything
+
+        def run_scatter() -> tuple[Tensor, ...]:
+            ops.scatter_rows(target, rows_in, index, count)
+            return (target,)
+
+        if op == "gather_rows":
+            return Call([rows_in, index, count], [], run_gather)
+        return Call([rows_in, index, count], [target], run_scatter)
     rows_in, kept = stream(), stream()
 
     def run_exit() -> tuple[Tensor, ...]:

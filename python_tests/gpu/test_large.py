@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from void_ext import ops
+from void_ext import ops, reference
 from void_ext.testing import Tolerance, assert_bits_equal, assert_close
 
 pytestmark = pytest.mark.gpu
@@ -92,3 +92,34 @@ def test_many_rows_of_masks(cuda):
     for first in range(0, 1_000_003, 300_000):
         assert_bits_equal(ops.void_mask(norms[first : first + 300_000], 0.8), together[first : first + 300_000], "mask")
     assert 0.05 < float(together.float().mean()) < 0.95
+
+
+@pytest.mark.parametrize("width", [4096, 4097])
+def test_dispatch_of_more_than_2_to_the_31_elements(cuda, room, width):
+    room(20)
+    count = 2**31 // width + 100
+    residual = torch.randn(count, width, dtype=torch.bfloat16, device=cuda)
+    update = torch.randn(count, width, dtype=torch.bfloat16, device=cuda)
+    on = torch.arange(count, device=cuda) % 3 == 0
+    h = ops.keep_rows(residual, update, on)
+    for first in range(0, count, 65536):
+        part = slice(first, first + 65536)
+        expected = torch.where(on[part, None], torch.add(residual[part], update[part]), residual[part])
+        assert_bits_equal(h[part], expected, f"h, rows from {first}")
+    index, _, number = ops.compact(on)
+    packed = ops.gather_rows(h, index, number, count)
+    ones = torch.arange(0, count, 3, device=cuda)
+    assert_bits_equal(packed[: len(ones)][-100:], h[ones[-100:]], "packed, last rows")
+    residual.zero_()
+    ops.scatter_rows(residual, packed, index, number)
+    for first in range(0, count, 65536):
+        part = slice(first, first + 65536)
+        expected = torch.where(on[part, None], h[part], 0.0).to(h.dtype)
+        assert_bits_equal(residual[part], expected, f"scattered, rows from {first}")
+
+
+def test_many_flags(cuda):
+    """Far more tiles than a forward call has; one block walks them."""
+    on = torch.rand(3_000_017, device=cuda) < 0.3
+    for got, expected in zip(ops.compact(on), reference.compact(on), strict=True):
+        assert_bits_equal(got, expected)

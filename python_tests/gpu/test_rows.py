@@ -117,3 +117,44 @@ def test_masks_equal_the_host(cuda, shim):
             ops.exit_select(kept, stream, norms.to(cuda), layers - 1, alpha)
             chosen = everything[:, -1:].expand(300, 8).float()
             assert_bits_equal(kept, chosen, f"exit_select, {layers} layers, alpha {alpha}")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_kept_rows_equal_the_host_and_torch(cuda, dtype, width, shim):
+    residual, update = rows(133, width, dtype, 1), rows(133, width, dtype, 2)
+    on = torch.rand(133, generator=torch.Generator().manual_seed(3)) < 0.5
+    expected = torch.empty_like(residual)
+    shim.keep_rows(residual, update, on, expected)
+    update[~on] = torch.nan
+    left, right, flags = residual.to(cuda), update.to(cuda), on.to(cuda)
+    h = ops.keep_rows(left, right, flags)
+    assert_bits_equal(h.cpu(), expected, "h")
+    assert_bits_equal(h[flags], torch.add(left, right)[flags], "h against torch.add, rows that are on")
+    alone = [ops.keep_rows(left[i : i + 1], right[i : i + 1], flags[i : i + 1]) for i in range(9)]
+    assert_bits_equal(torch.cat(alone), h[:9], "rows alone")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_packed_rows_go_back(cuda, dtype, width):
+    stream = rows(133, width, dtype, 1).to(cuda)
+    on = (torch.rand(133, generator=torch.Generator().manual_seed(3)) < 0.5).to(cuda)
+    index, inverse, count = ops.compact(on)
+    packed = ops.gather_rows(stream, index, count, 133)
+    number = int(count)
+    assert_bits_equal(packed[:number], stream[on], "packed")
+    assert_bits_equal(packed[inverse[on]], stream[on], "by inverse")
+    target = torch.full_like(stream, -7.0)
+    ops.scatter_rows(target, packed, index, count)
+    assert_bits_equal(target, torch.where(on[:, None], stream, -7.0).to(dtype), "scattered")
+
+
+def test_compaction_equals_the_host(cuda, shim):
+    for count in (0, 1, 31, 257, 8192, 8193, 50_001):
+        for share in (0.0, 0.1, 0.9, 1.0):
+            on = torch.rand(count, generator=torch.Generator().manual_seed(count)) < share
+            expected = [torch.empty(size, dtype=torch.int64) for size in (count, count, 1)]
+            shim.compact(on, *expected)
+            for name, left, right in zip(
+                ("index", "inverse", "count"), ops.compact(on.to(cuda)), expected, strict=True
+            ):
+                assert_bits_equal(left.cpu(), right, f"{name}, {count} rows, {share} on")

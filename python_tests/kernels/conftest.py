@@ -33,7 +33,7 @@ NORM = Tolerance(2e-6, 1e-30, "chains of at most 8 squares a pack, then a tree; 
 GUARD = 16
 POISON = -0x5A5A
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -86,6 +86,39 @@ def test_a_stream_onto_itself(device, random_rows) -> None:
     assert_bits_equal(rows, before)
 
 
+def test_a_stream_beside_the_kept_rows(device, random_rows) -> None:
+    wide = random_rows(5, 40)
+    stream, norms = wide[:, 20:].clone(), streams(5, 2, device)
+    expected = wide[:, :20].clone()
+    reference.exit_select(expected, stream, norms, 1, 0.8)
+    ops.exit_select(wide[:, :20], wide[:, 20:], norms, 1, 0.8)
+    assert_bits_equal(wide[:, :20].contiguous(), expected)
+    assert_bits_equal(wide[:, 20:].contiguous(), stream)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wide: (wide[:, :16], wide[:, 8:24]),
+        lambda wide: (wide[1:], wide[:-1]),
+        lambda wide: (wide[:-1], wide[1:]),
+        lambda wide: (wide.view(-1)[:64].view(4, 16), wide.view(-1)[:128].view(4, 32)[:, :16]),
+        lambda wide: (wide.view(-1)[:64].view(4, 16), wide[:1, :16].expand(4, 16)),
+    ],
+    ids=["half a row", "a row before", "a row further", "other strides", "one row for all"],
+)
+def test_refuses_a_stream_that_overlaps_the_kept_rows(device, make) -> None:
+    """What a row reads, another might have written already."""
+    wide = torch.zeros(5, 32, device=device)
+    kept, stream = make(wide)
+    norms = torch.tensor([[0.0, 1.0]], device=device).repeat(5, 1)
+    message = (
+        r"exit_select: stream: expected memory apart from that of kept, which is written to, got rows that overlap"
+    )
+    with pytest.raises(ValueError, match=message):
+        ops.exit_select(kept, stream, norms, 0, 0.8)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(0, 9),

@@ -51,7 +51,7 @@ def test_build_info_is_a_copy() -> None:
 def test_every_op_is_registered_with_its_kernels() -> None:
     _library.load()
     _library.load()
-    for op in ("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"):
+    for op in ops.__all__:
         for key in ("CPU", "CUDA", "Meta"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"void_ext::{op}", key), (op, key)
 
@@ -90,12 +90,17 @@ def test_a_cuda_call_that_cannot_be_says_why() -> None:
     if not _library.build_info()["cuda"]:
         expected = "but void_ext was built without CUDA"
     rows, norms = torch.ones(2, 8), torch.zeros(2, 3)
+    on, index, count = torch.ones(2, dtype=torch.bool), torch.arange(2), torch.tensor([2])
     for op, arguments in (
         ("add_l2norm", (rows, rows, norms, 1)),
         ("add_rms_norm", (rows, rows, torch.ones(8), 1e-5, norms, 1)),
         ("row_l2norm", (rows, norms, 1)),
         ("void_mask", (norms, 0.8)),
         ("exit_select", (rows, rows, norms, 1, 0.8)),
+        ("keep_rows", (rows, rows, on)),
+        ("compact", (on,)),
+        ("gather_rows", (rows, index, count, 2)),
+        ("scatter_rows", (rows, rows.clone(), index, count)),
     ):
         with pytest.raises(ValueError, match=rf"void_ext::{op}: \w+: is on cpu, {expected}"):
             getattr(torch.ops.void_ext, op).default.redispatch(cuda, *arguments)
@@ -168,5 +173,11 @@ def test_a_meta_tensor_among_others_is_refused() -> None:
         ops.exit_select(rows.clone(), rows, meta, 1, 0.8)
     with pytest.raises(ValueError, match="executed: expected cpu, got meta"):
         ops.void_mask(table, 0.8, torch.ones(4, 2, dtype=torch.bool, device="meta"))
+    with pytest.raises(ValueError, match="on: expected cpu, got meta"):
+        ops.keep_rows(rows, rows, torch.ones(4, dtype=torch.bool, device="meta"))
+    with pytest.raises(ValueError, match="index: expected cpu, got meta"):
+        ops.gather_rows(rows, torch.arange(4, device="meta"), torch.tensor([4]), 4)
+    with pytest.raises(ValueError, match="count: expected cpu, got meta"):
+        ops.scatter_rows(rows.clone(), rows, torch.arange(4), torch.tensor([4], device="meta"))
     with pytest.raises(ValueError, match=r"norms: expected torch\.float32, got torch\.float64"):
         ops.add_l2norm(rows.to("meta"), rows.to("meta"), meta.double(), 0)

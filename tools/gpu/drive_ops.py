@@ -69,7 +69,12 @@ def drive(device: torch.device) -> int:
                 ops.exit_select(kept, left, history, LAYERS - 1, 0.8)
                 chosen = (kept == left).all(dim=1) | (kept == right).all(dim=1)
                 expect(f"exit_select {where}", bool(chosen.all()))
-                calls += 2
+                calls += 2 + drive_dispatch(left, right, expected, where)
+    for rows in (0, 1, 33, 257, 8193, 20_000):
+        on = (torch.rand(rows, generator=torch.Generator().manual_seed(rows)) < 0.5).to(device)
+        index, inverse, count = ops.compact(on)
+        expect(f"compact [{rows}]", int(count) == int(on.sum()) and torch.equal(index[inverse[on]], on.nonzero()[:, 0]))
+        calls += 1
     for rows, layers in ((0, 4), (3, 0), (1, 1), (7, 32), (129, 33), (300, 70)):
         generator = torch.Generator().manual_seed(layers)
         history = torch.rand(rows, layers + 1, generator=generator).cumsum(dim=1).to(device)
@@ -79,6 +84,22 @@ def drive(device: torch.device) -> int:
             expect(f"void_mask [{rows}, {layers}]", ran is None or not bool((active & ~ran).any()))
             calls += 1
     return calls
+
+
+def drive_dispatch(residual: Tensor, update: Tensor, added: Tensor, where: str) -> int:
+    """A selection of rows dense and packed, which must agree; returns the number of calls."""
+    rows, width = residual.shape
+    on = torch.arange(rows, device=residual.device) % 3 != 1
+    h = ops.keep_rows(residual, update, on)
+    expect(f"keep_rows {where}", torch.equal(h[on], added[on]) and torch.equal(h[~on], residual[~on]))
+    index, _, count = ops.compact(on)
+    packed = ops.gather_rows(residual, index, count, rows)
+    expect(f"gather_rows {where}", torch.equal(packed[: int(count)], residual[on]))
+    memory = torch.zeros(rows, width + 3, dtype=residual.dtype, device=residual.device)
+    for target in (memory[:, 1 : 1 + width], torch.zeros_like(h)):
+        ops.scatter_rows(target, packed, index, count)
+        expect(f"scatter_rows {where}", torch.equal(target[on], residual[on]) and not bool(target[~on].any()))
+    return 5
 
 
 def main() -> None:

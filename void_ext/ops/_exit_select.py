@@ -14,7 +14,8 @@ def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: 
 
     Args:
         kept: ``(..., D)`` float32, float16 or bfloat16, written in place; its rows have one stride and share nothing.
-        stream: like ``kept``: shape, dtype, device. What has no single row stride is copied first.
+        stream: like ``kept``: shape, dtype, device; the very same rows, or memory apart from them. What has no single
+            row stride is copied first.
         norms: ``(R, C)`` float32, ``R >= rows``; only columns ``0`` to ``layer + 1`` are read.
         layer: ``0 <= layer < C - 1``.
         alpha: dimensionless, finite, >= 0, taken as float32.

@@ -62,3 +62,32 @@ def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: 
     rows = kept.shape[:-1].numel()
     active = void_mask(norms[:rows, : layer + 2], alpha)[:, layer]
     kept.copy_(torch.where(active.reshape(*kept.shape[:-1], 1), stream, kept))
+
+
+def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
+    """``residual + update`` in the rows that are on, ``residual`` elsewhere."""
+    return torch.where(on.reshape(*residual.shape[:-1], 1), residual + update, residual).contiguous()
+
+
+def compact(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that are on, ascending, then -1; each row's place among them, or -1; their count."""
+    found = on.nonzero()[:, 0]
+    index, inverse = torch.full(on.shape, -1, device=on.device), torch.full(on.shape, -1, device=on.device)
+    index[: len(found)] = found
+    inverse[found] = torch.arange(len(found), device=on.device)
+    return index, inverse, torch.tensor([len(found)], device=on.device)
+
+
+def gather_rows(stream: Tensor, index: Tensor, count: Tensor, capacity: int) -> Tensor:
+    """``out[i] = stream[index[i]]`` for ``i < min(count, capacity)``; rows beyond are of any value."""
+    rows = min(int(count), capacity)
+    out = stream.new_empty(capacity, stream.shape[-1])
+    out[:rows] = stream.reshape(stream.shape[:-1].numel(), stream.shape[-1])[index[:rows]]
+    return out
+
+
+def scatter_rows(stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> None:
+    """``stream[index[i]] = rows[i]`` for ``i < min(count, len(rows))``."""
+    number = min(int(count), len(rows))
+    flat = stream.reshape(stream.shape[:-1].numel(), stream.shape[-1])
+    stream.copy_(flat.index_copy(0, index[:number], rows[:number]).view(stream.shape))

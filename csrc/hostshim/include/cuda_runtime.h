@@ -48,6 +48,18 @@ inline float __shfl_xor_sync(uint32_t mask, float value, int distance) {
   return __uint_as_float(void_ext::hostshim::exchange(mask, __float_as_uint(value), lane ^ distance));
 }
 
+// Of whole warps alone: the lanes' bits meet in five exchanges.
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  const int lane = void_ext::hostshim::lane();
+  uint32_t bits = predicate ? 1u << lane : 0u;
+  for (int distance = 16; distance > 0; distance /= 2) {
+    bits |= void_ext::hostshim::exchange(mask, bits, lane ^ distance);
+  }
+  return bits;
+}
+
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
