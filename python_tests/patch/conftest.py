@@ -1,60 +1,13 @@
-"""Tiny random models of many families, built from a configuration in milliseconds."""
+"""How the tests of patched models run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
-import transformers
 
 from void_ext.patching import call
-
-_LLAMA_LIKE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-_GPT_LIKE = {"vocab_size": 96, "n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 128}
-_PLAIN = {k: v for k, v in _LLAMA_LIKE.items() if k != "num_key_value_heads"}
-
-#: family -> (class stem, configuration)
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", _LLAMA_LIKE),
-    "mistral": ("Mistral", {**_LLAMA_LIKE, "sliding_window": None}),
-    "qwen2": ("Qwen2", _LLAMA_LIKE),
-    "qwen3": ("Qwen3", {**_LLAMA_LIKE, "head_dim": 8}),
-    "gemma2": ("Gemma2", {**_LLAMA_LIKE, "head_dim": 8}),
-    "olmo2": ("Olmo2", _LLAMA_LIKE),
-    "phi3": ("Phi3", _LLAMA_LIKE),
-    "gpt2": ("GPT2", _GPT_LIKE),
-    "gpt_neox": ("GPTNeoX", _PLAIN),
-    "opt": ("OPT", {**_PLAIN, "ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "bloom": ("Bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 6, "n_head": 4}),
-    "falcon": ("Falcon", _PLAIN),
-}
-_HEADS = {"GPT2": "GPT2LMHeadModel"}
-
-
-def build_tiny(family: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0) -> Any:
-    stem, settings = FAMILIES[family]
-    torch.manual_seed(seed)
-    # A large initializer range makes deltas of both signs and voids in most layers.
-    config = getattr(transformers, f"{stem}Config")(
-        **settings,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.3,
-        attn_implementation="eager" if family in ("bloom", "gemma2") else attention,  # not all releases have sdpa
-    )
-    model = getattr(transformers, _HEADS.get(stem, f"{stem}ForCausalLM"))(config)
-    return model.to(dtype).eval()
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -72,21 +25,3 @@ def both_ways_of_taking_norms(request: pytest.FixtureRequest, monkeypatch: pytes
     the threshold moved to see the second way."""
     if not request.param:
         monkeypatch.setattr(call, "_DEFERRED_ELEMENTS", 0)
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., Any]:
-    """``tiny(family, dtype=…, attention=…, seed=…)``: a fresh small causal language model with 6 layers."""
-    return build_tiny
-
-
-@pytest.fixture
-def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids ``[3, 9]`` and their attention mask; row 1 has three pads on the left, row 2 one."""
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.randint(3, 96, (3, 9), generator=generator)
-    mask = torch.ones_like(ids)
-    for row, pads in ((1, 3), (2, 1)):
-        ids[row, :pads] = 0
-        mask[row, :pads] = 0
-    return ids, mask

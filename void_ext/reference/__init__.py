@@ -1,4 +1,4 @@
-"""Plain-torch truth for every op: same names, same signatures, same mutation."""
+"""Plain-torch truth: every op under its own name and signature, with the same mutation; and plans."""
 
 from void_ext.reference._ops import (
     add_l2norm,
@@ -11,8 +11,10 @@ from void_ext.reference._ops import (
     scatter_rows,
     void_mask,
 )
+from void_ext.reference._plans import PlanResult, run_plan
 
 __all__ = [
+    "PlanResult",
     "add_l2norm",
     "add_rms_norm",
     "compact",
@@ -20,6 +22,7 @@ __all__ = [
     "gather_rows",
     "keep_rows",
     "row_l2norm",
+    "run_plan",
     "scatter_rows",
     "void_mask",
 ]
