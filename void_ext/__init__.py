@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from void_ext.counters import Counters
     from void_ext.dispatch import CostModel, Dispatched, default_costs, run_rows
     from void_ext.errors import LibraryError
     from void_ext.ops import (
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         scatter_rows,
         void_mask,
     )
-    from void_ext.patching import AlreadyPatchedError, Handle, UnsupportedModelError, patch, unpatch
+    from void_ext.patching import AlreadyPatchedError, CacheHoleError, Handle, UnsupportedModelError, patch, unpatch
     from void_ext.plan import Action, PhasePlan, VoidPlan
     from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan, StaticPlan
     from void_ext.trace import PhaseTrace, Trace
@@ -30,7 +31,9 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Action": "void_ext.plan",
     "AlreadyPatchedError": "void_ext.patching",
+    "CacheHoleError": "void_ext.patching",
     "CostModel": "void_ext.dispatch",
+    "Counters": "void_ext.counters",
     "Dispatched": "void_ext.dispatch",
     "HaltPlan": "void_ext.policies",
     "Handle": "void_ext.patching",
@@ -63,7 +66,9 @@ _MODULE_OF = {
 __all__ = [
     "Action",
     "AlreadyPatchedError",
+    "CacheHoleError",
     "CostModel",
+    "Counters",
     "Dispatched",
     "HaltPlan",
     "Handle",

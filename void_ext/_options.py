@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 _LARGEST = 3.4028234663852886e38  # of float32, in which thresholds are computed
 
-MODES = ("trace", "exit")
+MODES = ("trace", "exit", "skip")
 FUSES = ("add", "norm")
 GRANULARITIES = ("token", "sequence", "batch")
 

@@ -33,6 +33,8 @@ def save(store: TraceStore, info: TraceInfo, path: Path, *, tokens: bool, force:
         if not tokens:
             tables["tokens"].fill_(-1)
         tables["mask"] = store.read("mask", positions).cpu().to(torch.uint8)
+        if store.has("executed"):
+            tables["executed"] = store.read("executed", positions).cpu().to(torch.uint8)
         tables["positions"] = torch.tensor(positions, dtype=torch.int64)
         tables["phase"] = torch.tensor(phases, dtype=torch.uint8)
         tables["call"] = torch.tensor(store.calls(positions), dtype=torch.int64)
@@ -62,11 +64,13 @@ def load(path: Path) -> tuple[TraceStore, TraceInfo]:
     header = _header(path, metadata)
     layers = header["layers"]
     count, batch = _check_tables(path, tables, layers)
-    store = TraceStore(batch, layers, torch.device("cpu"), updates="updates" in tables, halves="halves" in tables)
+    optional = {name: name in tables for name in ("updates", "halves", "executed")}
+    store = TraceStore(batch, layers, torch.device("cpu"), **optional)
     store.ordered = header["ordered"]
     positions, phases, calls = (tables[name].tolist() for name in ("positions", "phase", "call"))
     for column in range(count):
-        row = {name: tables[name][:, column : column + 1] for name in ("norms", "updates", "halves") if name in tables}
+        names = ["norms", *(name for name, there in optional.items() if there)]
+        row = {name: tables[name][:, column : column + 1] for name in names}
         tokens, mask = (tables[name][:, column : column + 1] for name in ("tokens", "mask"))
         store.write(positions[column], 1, [phases[column]], calls[column], row, tokens, mask.bool())
     fields = {field.name: header[field.name] for field in dataclasses.fields(TraceInfo)}
@@ -104,6 +108,7 @@ def _check_tables(path: Path, tables: dict[str, Tensor], layers: int) -> tuple[i
         "norms": ((batch, count, layers + 1), torch.float32),
         "updates": ((batch, count, layers), torch.float32),
         "halves": ((batch, count, layers), torch.float32),
+        "executed": ((batch, count, layers), torch.uint8),
         "tokens": ((batch, count), torch.int64),
         "mask": ((batch, count), torch.uint8),
         "positions": ((count,), torch.int64),
@@ -111,7 +116,7 @@ def _check_tables(path: Path, tables: dict[str, Tensor], layers: int) -> tuple[i
         "call": ((count,), torch.int64),
     }
     for name, (shape, dtype) in expected.items():
-        if name in ("updates", "halves") and name not in tables:
+        if name in ("updates", "halves", "executed") and name not in tables:
             continue
         if name not in tables or tuple(tables[name].shape) != shape or tables[name].dtype != dtype:
             raise wrong(name, f"{list(shape)} {dtype}")

@@ -33,10 +33,20 @@ class TraceInfo:
 class TraceStore:
     """The tables of one trace: preallocated, grown by doubling, overwritten where a position is written again.
 
-    Cost per position and batch row: 4(L+1) bytes of norms, 8 of token, 1 of mask; 4L more for each optional table.
+    Cost per position and batch row: 4(L+1) bytes of norms, 8 of token, 1 of mask; 4L more for updates and for halves, L
+    for executed (which exists only where layers are skipped).
     """
 
-    def __init__(self, batch: int, layers: int, device: torch.device, *, updates: bool = False, halves: bool = False):
+    def __init__(
+        self,
+        batch: int,
+        layers: int,
+        device: torch.device,
+        *,
+        updates: bool = False,
+        halves: bool = False,
+        executed: bool = False,
+    ):
         self.batch = batch
         self.layers = layers
         self.device = device
@@ -54,6 +64,8 @@ class TraceStore:
             self._new["updates"] = ((layers,), torch.float32, 0)
         if halves:
             self._new["halves"] = ((layers,), torch.float32, 0)
+        if executed:
+            self._new["executed"] = ((layers,), torch.bool, False)
 
     @property
     def capacity(self) -> int:
@@ -129,6 +141,11 @@ class TraceStore:
 
     def calls(self, positions: list[int]) -> list[int]:
         return [self.call[position] for position in positions]
+
+    def view(self, name: str) -> Tensor:
+        """Table ``name`` at all positions so far, ``[batch, length, …]``: a view, good until the next write."""
+        self.reserve(1)
+        return self._tables[name][:, : self.length]
 
     def read(self, name: str, positions: list[int]) -> Tensor:
         """A copy of table ``name`` at ``positions``: ``[batch, len(positions), …]``."""

@@ -27,7 +27,9 @@ class PhaseTrace:
         name: ``"prompt"`` or ``"response"``.
         norms: ``[B, T, L+1]`` float32, L2 norm of the residual stream before layer 0 and after each layer, in
             activation units. At padding positions: what the model computed.
-        executed: ``[B, T, L]`` bool, the layers that ran.
+        executed: ``[B, T, L]`` bool, the layers of which at least a half ran for the token; all of them unless layers
+            were skipped. Those that did not are inactive and left out of the others' ranges; their norms are the
+            stream's, which they left alone.
         tokens: ``[B, T]`` int64, the token consumed at each position; -1 where the caller gave embeddings.
         mask: ``[B, T]`` bool, real tokens: no padding, nothing from a sequence's end on.
         updates: ``[B, T, L]`` float32 ``||h_{l+1} - h_l||``, or None where they were not asked for.
@@ -45,6 +47,7 @@ class PhaseTrace:
         self.mask = store.read("mask", self.positions)
         self.updates = store.read("updates", self.positions) if store.has("updates") else None
         self.halves = store.read("halves", self.positions) if store.has("halves") else None
+        self._executed = store.read("executed", self.positions) if store.has("executed") else None
 
     def __repr__(self) -> str:
         batch, tokens = self.mask.shape
@@ -56,6 +59,8 @@ class PhaseTrace:
 
     @property
     def executed(self) -> Tensor:
+        if self._executed is not None:
+            return self._executed
         return torch.ones((*self.mask.shape, self.num_layers), dtype=torch.bool, device=self.norms.device)
 
     def deltas(self) -> Tensor:
@@ -75,15 +80,26 @@ class PhaseTrace:
         if self.info.reference_quirks:
             return quirks.void_mask(self.norms, alpha, getattr(torch, self.info.dtype))
         if self.info.granularity == "token":
-            return ops.void_mask(self.norms.flatten(0, 1), alpha).view(*self.mask.shape, self.num_layers)
+            executed = None if self._executed is None else self._executed.flatten(0, 1)
+            return ops.void_mask(self.norms.flatten(0, 1), alpha, executed).view(*self.mask.shape, self.num_layers)
         group = torch.tensor(_enumerate(self._calls), dtype=torch.int64, device=self.norms.device)
         count = len(set(self._calls))
         squares = self.norms.double().square() * self.mask[..., None]
         pooled = squares.new_zeros(squares.shape[0], count, squares.shape[2]).index_add_(1, group, squares)
         if self.info.granularity == "batch":
             pooled = pooled.sum(0, keepdim=True)
-        verdict = ops.void_mask(pooled.sqrt().float().flatten(0, 1), alpha).view(*pooled.shape[:2], self.num_layers)
-        return verdict[:, group].expand(*self.mask.shape, self.num_layers).clone()
+        ran = None
+        if self._executed is not None:  # by any real token of the group
+            counted = (self._executed & self.mask[..., None]).to(torch.int32)
+            ran = counted.new_zeros(counted.shape[0], count, counted.shape[2]).index_add_(1, group, counted)
+            if self.info.granularity == "batch":
+                ran = ran.sum(0, keepdim=True)
+            ran = (ran > 0).flatten(0, 1)
+        verdict = ops.void_mask(pooled.sqrt().float().flatten(0, 1), alpha, ran).view(
+            *pooled.shape[:2], self.num_layers
+        )
+        verdict = verdict[:, group].expand(*self.mask.shape, self.num_layers)
+        return verdict.clone() if self._executed is None else verdict & self._executed
 
     def usage(self, alpha: float | None = None, per: str | None = None) -> Tensor:
         """Share of real tokens for which each layer was active.

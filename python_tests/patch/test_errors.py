@@ -21,7 +21,7 @@ import void_ext
         ({"alpha": 10**400}, ValueError, "alpha: expected a finite number >= 0, got 1000"),
         ({"alpha": "0.8"}, TypeError, "alpha: expected a number >= 0, got str '0.8'"),
         ({"alpha": True}, TypeError, "alpha: expected a number >= 0, got bool True"),
-        ({"mode": "skipp"}, ValueError, "mode: expected one of 'trace', 'exit', got 'skipp'"),
+        ({"mode": "skipp"}, ValueError, "mode: expected one of 'trace', 'exit', 'skip', got 'skipp'"),
         ({"fuse": "mul"}, ValueError, "fuse: expected one of 'add', 'norm', got 'mul'"),
         (
             {"granularity": "layer"},

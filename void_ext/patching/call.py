@@ -7,12 +7,18 @@ the one that left, a hook has changed it, and the norm is taken once more, of wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from void_ext.patching.exit import ExitSelector
 from void_ext.patching.recording import NATIVE_DTYPES, Recording
+
+if TYPE_CHECKING:
+    from void_ext.counters import PhaseCounters
+    from void_ext.patching.schedule import Schedule
+    from void_ext.patching.skipping import Skipper
 
 _DEFERRED_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
@@ -31,6 +37,9 @@ class Call:
         recording: Recording,
         tables: dict[torch.device, list[Tensor | None]],
         real: Tensor | None = None,
+        skipper: Skipper | None = None,
+        schedule: Schedule | None = None,
+        counters: PhaseCounters | None = None,
     ):
         self.batch = batch
         self.length = length
@@ -48,6 +57,15 @@ class Call:
         self.last: Tensor | None = None  # what the layer before left, and the version of its content
         self.version = -1
         self.doubtful = False
+        self.schedule = schedule  # None: everything runs
+        self.counters = counters
+        self.guarded = False  # the cache's ledger was asked, and is to be told
+        self.launched: list[tuple[int, int, int, int]] = []  # layer, what of its attention and MLP, rows of the MLP
+        self.halted: Tensor | None = None  # [rows] bool, where a policy decides inside of the call
+        self._halting = skipper.policy if skipper is not None and skipper.halts and schedule is not None else None
+        self.halting = self._halting is not None
+        self._executed: list[Tensor] = []  # one [rows] bool a layer, where halting
+        self._unwritten: list[int] = []  # columns of norms left to be copied from the one before
         self._inference = False  # inference tensors have no version
         self._tables = tables
         self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
@@ -76,6 +94,36 @@ class Call:
         if self.updates is not None and entered is not None:
             self.tap(self.updates, index, stream.detach().float() - entered.detach().float())
 
+    def skip(self, index: int, stream: Tensor, *, doubtful: bool = False) -> None:
+        """Layer ``index`` left ``stream`` as it was."""
+        self.leave(index, stream, doubtful=doubtful)
+        if self.streams is None:
+            self._unwritten.append(index + 1)
+        if self.updates is not None:
+            self.updates[:, index].zero_()
+        if self.halted is not None:
+            self._executed.append(torch.zeros_like(self.halted))
+
+    def rows_on(self, index: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Which rows run attention and MLP of a layer, ``[rows]`` bool each; None: the host knows it is all or none."""
+        if self.halted is not None:
+            assert self._halting is not None
+            on = self._halting.runs(self.halted, index, self.recording.layers)
+            return on, on
+        if self.schedule is None or self.schedule.attention_rows is None:
+            return None
+        attention, mlp = self.schedule.masks(device, self.batch, self.length)
+        return attention[index], mlp[index]
+
+    def judge(self, index: int, on: Tensor) -> None:
+        """Layer ``index`` ran for the rows that are on; see which rows halt there."""
+        assert self.halted is not None
+        assert self._halting is not None
+        self._executed.append(on)
+        executed = torch.stack(self._executed, 1)
+        norms = self.norms[: self.batch * self.length, : index + 2]
+        self.halted = self._halting.step(norms, executed, self.halted, index, self.recording.layers)
+
     def untouched(self, stream: Tensor) -> bool:
         """Whether ``stream`` is what the layer before left, and nobody can have written to it since."""
         return stream is self.last and not self.doubtful and (self._inference or self.version == stream._version)
@@ -88,6 +136,8 @@ class Call:
         elif not self.untouched(stream):
             self.normed = None
             self.tap(self.norms, self.next, stream)
+            if self._unwritten and self._unwritten[-1] == self.next:
+                self._unwritten.pop()
         self.last = None
         if self.exit is not None:
             self.exit.step(self.next - 1, stream, self.norms)
@@ -118,13 +168,35 @@ class Call:
                     if target is not None and source is not None:
                         columns = slice(start + shift, end + shift)
                         target[:, columns].copy_(source[:, columns])
+        self._fill(tables["norms"])
         layers = self.recording.layers
         width = {"norms": layers + 1, "updates": layers, "halves": layers}
-        return {
+        found = {
             name: table[:, : width[name]].view(self.batch, self.length, -1)
             for name, table in tables.items()
             if table is not None
         }
+        if self.recording.skips:
+            found["executed"] = self._ran(first)
+        return found
+
+    def _fill(self, norms: Tensor | None) -> None:
+        """The norm after a layer that was skipped is the one before it: one copy for each run of such layers."""
+        assert norms is not None or not self._unwritten
+        first = 0
+        for position, column in enumerate(self._unwritten):
+            if position + 1 == len(self._unwritten) or self._unwritten[position + 1] != column + 1:
+                begin = self._unwritten[first]
+                norms[:, begin : column + 1].copy_(norms[:, begin - 1 : begin].expand(-1, column + 1 - begin))  # type: ignore[index]
+                first = position + 1
+
+    def _ran(self, device: torch.device) -> Tensor:
+        """``[batch, length, L]`` bool, or what broadcasts to it."""
+        if self._executed:
+            return torch.stack(self._executed, 1).view(self.batch, self.length, -1)
+        if self.schedule is None:
+            return torch.ones(1, dtype=torch.bool, device=device)
+        return self.schedule.executed(device, self.batch, self.length)
 
     def _open(self, stream: Tensor) -> None:
         if stream.dim() != 3 or stream.shape[:2] != (self.batch, self.length):
@@ -135,6 +207,8 @@ class Call:
             )
         self._inference = stream.is_inference() or torch.is_inference_mode_enabled()
         self._use(stream)
+        if self._halting is not None:
+            self.halted = torch.zeros(self.batch * self.length, dtype=torch.bool, device=stream.device)
         if self._defers(stream):
             self.streams = [stream]
         else:
@@ -150,6 +224,7 @@ class Call:
             and stream.device.type == "cpu"
             and self.native
             and not self.plain
+            and self.halted is None
             and stream.numel() <= _DEFERRED_ELEMENTS
         )
 

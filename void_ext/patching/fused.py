@@ -74,7 +74,7 @@ class PreNormForward:
             )
         else:
             if call.halves is not None:
-                middle = _add(call, hidden_states, update, call.halves, index)
+                middle = add_and_norm(call, hidden_states, update, call.halves, index)
             else:
                 middle = hidden_states + update
             normed = norm(middle)
@@ -83,34 +83,35 @@ class PreNormForward:
         # Hooks may change the stream between two layers: norms must be of what they made of it.
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
-        known = None if watched else self._next_norm()
+        known = None if watched else self._next_norm(call)
         if known is not None and _fusable(call, middle, update, known):
             stream, call.normed = _add_rms_norm(
                 middle, update, known.weight, known.variance_epsilon, call.norms, index + 1
             )
         else:
-            stream = _add(call, middle, update, call.norms, index + 1)
+            stream = add_and_norm(call, middle, update, call.norms, index + 1)
         call.leave(index, stream, hidden_states, doubtful=watched)
         return stream
 
-    def _next_norm(self) -> nn.Module | None:
+    def _next_norm(self, call: Call) -> nn.Module | None:
         # Somebody may have put another norm there since.
         if self.next_norm is None or self.following is None:
             return None
         return self.next_norm if self.following._modules[self.form.input_norm] is self.next_norm else None
 
 
-def _add(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
+def add_and_norm(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
+    """The sum, and its norm in a column of ``table`` where that is not left for the end of the call."""
     if call.streams is not None:
         return residual + update
-    if call.plain or not _same_kind(residual, update):
+    if call.plain or not same_kind(residual, update):
         stream = residual + update
         call.tap(table, column, stream)
         return stream
     return _add_l2norm(residual, update, table, column)
 
 
-def _same_kind(residual: Tensor, update: Tensor) -> bool:
+def same_kind(residual: Tensor, update: Tensor) -> bool:
     # Under autocast the update has another dtype and torch.add promotes; wrappers may return tensor subclasses.
     return (
         type(residual) is Tensor
@@ -125,7 +126,7 @@ def _fusable(call: Call, residual: Tensor, update: Tensor, norm: nn.Module) -> b
     weight = norm.weight
     return (
         not call.plain
-        and _same_kind(residual, update)
+        and same_kind(residual, update)
         and weight.dtype == residual.dtype
         and weight.device == residual.device
         and not norm._forward_hooks

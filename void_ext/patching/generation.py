@@ -40,9 +40,15 @@ class TracedGenerate(_Method):
             finally:
                 recorder.paused = paused
         settings = _Settings(self.model, args, kwargs)
+        generation = settings.generation()
+        if generation.beams and recorder.skipper is not None and recorder.skipper.by_row:
+            raise ValueError(
+                f"policy: {type(recorder.skipper.policy).__name__} may decide otherwise for each row, and beam search "
+                "moves rows between beams unseen; use granularity='batch', or num_beams=1"
+            )
         finished = False
         recorder.recount(kwargs.get("past_key_values"))
-        recorder.generation = settings.generation()
+        recorder.generation = generation
         try:
             output = self.__wrapped__(*args, **kwargs)
             finished = True

@@ -12,15 +12,21 @@ from typing import Any
 from torch import nn
 
 from void_ext import _library, _options
+from void_ext.counters import Counters
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.fused import PreNormForward
 from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
+from void_ext.patching.ledger import guard_of
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.recording import Recording
-from void_ext.patching.registry import PreNormForm, is_known_rms_norm, pre_norm_form
+from void_ext.patching.registry import PreNormForm, is_known_rms_norm, pre_norm_form, projects
+from void_ext.patching.skip import SkipForward
+from void_ext.patching.skipping import HalfBytes, Skipper
 from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
+from void_ext.plan import VoidPlan
+from void_ext.policies import Policy, StaticPlan
 from void_ext.store import PHASES, TraceInfo
 from void_ext.trace import Trace
 
@@ -41,6 +47,8 @@ def patch(
     *,
     updates: bool = False,
     halves: bool = False,
+    plan: VoidPlan | None = None,
+    policy: Policy | None = None,
     **unknown: Any,
 ) -> Handle:
     r"""Watch the residual stream of a transformers causal language model.
@@ -51,7 +59,8 @@ def patch(
     Args:
         model: a decoder-only ``PreTrainedModel``, or a wrapper (PEFT) around one.
         mode: ``"trace"`` runs all layers and gives the model's own output; ``"exit"`` runs all layers too, and gives
-            the final norm and head of each token's last active layer (as the paper's code; it saves no time).
+            the final norm and head of each token's last active layer (as the paper's code; it saves no time);
+            ``"skip"`` runs what the plan says and launches nothing else (llama, mistral, qwen2).
         alpha: threshold factor, dimensionless, finite and >= 0. A trace can be read at any other alpha later; in mode
             ``"exit"`` this one decides.
         fuse: ``"add"`` fuses the norm into the closing residual add of a layer, bit for bit the model's own output;
@@ -61,6 +70,8 @@ def patch(
         reference_quirks: judge as the paper's published code does (:mod:`void_ext.quirks`).
         updates: also record ``||h_{l+1} - h_l||`` (one more pass over the stream per layer).
         halves: also record the norm after each layer's attention add (fused families only; free there).
+        plan: with ``mode="skip"``, what is skipped; short for ``policy=StaticPlan(plan)``.
+        policy: with ``mode="skip"``, what decides from the norms so far what is skipped (:mod:`void_ext.policies`).
 
     Raises:
         TypeError, ValueError: an argument is not what was expected; the message names it.
@@ -84,6 +95,13 @@ def patch(
         _options.check_flag(name, value)
     if reference_quirks and granularity != "token":
         raise ValueError(f"granularity: expected 'token' with reference_quirks=True, got {granularity!r}")
+    if mode == "skip":
+        policy = _check_policy(plan, policy)
+        updates = updates or bool(getattr(policy, "needs_updates", False))
+        if reference_quirks:
+            raise ValueError("reference_quirks: expected False with mode='skip'; the paper's code skips nothing")
+    elif plan is not None or policy is not None:
+        raise ValueError(f"{'plan' if plan is not None else 'policy'}: expected mode='skip' with it, got {mode!r}")
     stack = find_decoder_stack(model)
     for module in model.modules():
         if _MARK in module.__dict__:
@@ -99,6 +117,7 @@ def patch(
     form, why = _common_form(stack)
     if halves and form is None:
         raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
+    skipper = _skipper(stack, form, why, policy) if policy is not None else None
 
     recording = Recording(
         layers=len(stack.layers),
@@ -108,7 +127,8 @@ def patch(
         quirks=reference_quirks,
         updates=updates,
         halves=halves,
-        defer=form is not None and fuse == "add" and mode == "trace" and not updates and not halves,
+        skips=mode == "skip",
+        defer=form is not None and fuse == "add" and mode != "exit" and not updates and not halves,
         native_devices=("cpu", "cuda") if _library.build_info()["cuda"] else ("cpu",),
     )
     info = TraceInfo(
@@ -120,7 +140,7 @@ def patch(
         model_type=stack.model_type,
         model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
     )
-    handle = Handle(stack, Recorder(recording), info, fuse, form, why)
+    handle = Handle(stack, Recorder(recording, skipper), info, fuse, form, why)
     handle._install()
     return handle
 
@@ -145,6 +165,39 @@ def _common_form(stack: DecoderStack) -> tuple[PreNormForm | None, str]:
         if form is None:
             break
     return form, why
+
+
+def _check_policy(plan: Any, policy: Any) -> Policy:
+    if (plan is None) == (policy is None):
+        got = "neither" if plan is None else "both"
+        raise ValueError(f"plan, policy: expected one of them with mode='skip', got {got}")
+    if plan is not None:
+        if not isinstance(plan, VoidPlan):
+            raise TypeError(f"plan: expected a VoidPlan (VoidPlan.load reads a file), got {type(plan).__name__}")
+        return StaticPlan(plan)
+    if not callable(getattr(policy, "decide", None)) or isinstance(policy, type):
+        raise TypeError(
+            f"policy: expected an object with a method decide(history, phase), such as StaticPlan or PromptPlan, got "
+            f"{policy!r}"
+        )
+    return policy  # type: ignore[no-any-return]
+
+
+def _skipper(stack: DecoderStack, form: PreNormForm | None, why: str, policy: Policy) -> Skipper:
+    """Raises where this model's layers cannot be skipped, or the plan is for another model."""
+    if form is None:
+        raise UnsupportedModelError(
+            f"mode: 'skip' needs a model with a fused forward (llama, mistral, qwen2), got model_type "
+            f"{stack.model_type!r}; {why}. mode='trace' and mode='exit' work"
+        )
+    for layer in stack.layers:
+        known, why = projects(getattr(layer, form.attention))
+        if not known:
+            raise UnsupportedModelError(f"mode: 'skip' cannot make K and V alone for this model; {why}")
+    plan = getattr(policy, "plan", None)
+    if isinstance(plan, VoidPlan):
+        plan.check(stack.model)
+    return Skipper(policy, len(stack.layers), tuple(HalfBytes.of(layer, form) for layer in stack.layers))
 
 
 class Handle:
@@ -196,6 +249,18 @@ class Handle:
         store = self._recorder.store
         return None if store is None else Trace(store, self._info)
 
+    @property
+    def counters(self) -> Counters | None:
+        """What was launched and what was skipped, per phase, since the patch; None but in mode ``"skip"``."""
+        skipper = self._recorder.skipper
+        return None if skipper is None else skipper.counters
+
+    @property
+    def plan(self) -> VoidPlan | None:
+        """The plan in force: what the policy decided last. None but in mode ``"skip"``."""
+        skipper = self._recorder.skipper
+        return None if skipper is None else skipper.plan
+
     def reset(self) -> None:
         """Forget the current trace; the next call starts a new one."""
         self._recorder.forget()
@@ -221,6 +286,10 @@ class Handle:
             raise ValueError("model: it was unpatched already")
         self._recorder.abandon()
         remove_all(self._changes)
+        # A cache that generate() keeps for its next call, with layers missing in it (transformers 4.57).
+        kept = self._stack.model.__dict__.get("_cache")
+        if kept is not None and guard_of(kept) is not None:
+            del self._stack.model._cache
 
     def describe(self) -> str:
         """What is watched, with which forward, and why: a few lines for a person."""
@@ -285,7 +354,7 @@ class Handle:
             following = layers[index + 1] if index + 1 < len(layers) else None
             next_norm = getattr(following, form.input_norm) if following is not None else None
             post_norm = getattr(layer, form.post_norm)
-            forward = PreNormForward(
+            forward = (PreNormForward if self._recorder.skipper is None else SkipForward)(
                 layer,
                 index,
                 form,

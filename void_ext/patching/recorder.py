@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from void_ext.patching import ledger
 from void_ext.patching.call import Call
 from void_ext.patching.recording import Recording
+from void_ext.patching.schedule import Schedule
+from void_ext.patching.skipping import Skipper
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
 
 
@@ -46,6 +49,7 @@ class Recorder:
     """Keeps the current call, the current trace and how long each cache is."""
 
     recording: Recording
+    skipper: Skipper | None = None  # mode "skip" only
     call: Call | None = None
     store: TraceStore | None = None
     generation: Generation | None = None
@@ -63,10 +67,10 @@ class Recorder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copying or saving a patched model copies the patch, not what it has recorded.
-        return {"recording": self.recording}
+        return {"recording": self.recording, "skipper": self.skipper}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Recorder.__init__(self, state["recording"])
+        Recorder.__init__(self, state["recording"], state["skipper"])
 
     # ---- around a forward ----
 
@@ -97,34 +101,71 @@ class Recorder:
         if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
+        schedule = None if self._foreign else self._schedule(batch, length)
+        counters = None
+        guarded = not self._foreign and (schedule is not None or ledger.guard_of(cache) is not None)
+        if guarded:
+            ledger.admit(cache, range(self.recording.layers) if schedule is None else schedule.needed)
+        if schedule is not None and self.skipper is not None:
+            counters = self.skipper.count(self._phases(self._start, length))
         self._arguments = {"tokens": ids, "cache": cache}
-        self.call = Call(batch, length, self.recording, self._tables, real)
+        self.call = Call(batch, length, self.recording, self._tables, real, self.skipper, schedule, counters)
+        self.call.guarded = guarded
 
     def abandon(self) -> None:
-        """The forward failed: nothing of it is kept."""
+        """The forward failed: nothing of it is kept, in the cache neither where layers are skipped."""
+        if self.call is not None:
+            cache = self._arguments["cache"]
+            if self.call.guarded:
+                ledger.fail(cache, self._start)
+            if self.call.schedule is not None and self.skipper is not None:
+                self.skipper.tally(self.call)
+        self._clear()
+
+    def _clear(self) -> None:
         self.call = None
         self._arguments = {}
+
+    def _schedule(self, batch: int, length: int) -> Schedule | None:
+        """What this call runs of each layer; None where nothing is ever skipped."""
+        if self.skipper is None:
+            return None
+        if self._new_trace:
+            self.skipper.restart(batch)
+        beams = self.generation is not None and self.generation.beams
+        store = None if self._new_trace else self.store
+        return self.skipper.schedule(store, self._phases(self._start, length), batch, self._start, beams)
 
     def commit(self, output: Any) -> None:
         """The body returned: append the call's table to the trace."""
         call, arguments = self.call, self._arguments
         assert call is not None
-        self.abandon()
         if call.next != self.recording.layers:
             raise RuntimeError(
                 f"void_ext: only {call.next} of {self.recording.layers} layers ran in this forward; expected all of "
                 "them (was config.num_hidden_layers changed after patching?)"
             )
+        self._clear()
         if self._foreign:
             return
         start = self._start
+        cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
+        if call.guarded:
+            ledger.close(cache, () if call.schedule is None else call.schedule.skipped, start, call.length)
+        if call.schedule is not None and call.counters is not None and self.skipper is not None:
+            self.skipper.tally(call)
         tables = call.gather()
         device = tables["norms"].device
         generation = self.generation
         if self._new_trace or self.store is None:
             recording = self.recording
             self.store = TraceStore(
-                call.batch, recording.layers, device, updates=recording.updates, halves=recording.halves
+                call.batch,
+                recording.layers,
+                device,
+                updates=recording.updates,
+                halves=recording.halves,
+                executed=recording.skips,
             )
             self._cache = None
         if generation is not None and not generation.started:
@@ -143,7 +184,6 @@ class Recorder:
             call.real,
         )
         self._calls += 1
-        cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
         if cache is not None and _weakly_referable(cache):
             self._lengths[cache] = (start + call.length, _content_version(cache))
             self._cache = weakref.ref(cache)
@@ -239,10 +279,12 @@ def _cache_of(output: Any) -> Any:
 
 
 def _content_version(cache: Any) -> int | None:
-    """A number that changes with every write to a cache's first layer; None where there is none to be had."""
-    layers = getattr(cache, "layers", None)
-    keys = getattr(layers[0], "keys", None) if layers else None
-    return None if not isinstance(keys, Tensor) or keys.is_inference() else keys._version
+    """A number that changes with every write to the first layer that is written to; None where there is none."""
+    for layer in getattr(cache, "layers", ()):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
+            return None if keys.is_inference() else keys._version
+    return None
 
 
 def _weakly_referable(value: Any) -> bool:

@@ -20,5 +20,6 @@ class Recording:
     quirks: bool
     updates: bool
     halves: bool
+    skips: bool
     defer: bool  # layers leave streams alone once made, so that a few rows' norms can wait for the end of a call
     native_devices: tuple[str, ...]  # device types this build has kernels for

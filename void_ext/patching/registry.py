@@ -46,6 +46,18 @@ LAYER_FORWARDS: dict[str, PreNormForm] = {
     ),
 }
 
+#: digests of an attention forward whose K and V are rotary(k_proj(x)) and v_proj(x), given to the cache's update
+ATTENTION_FORWARDS = frozenset(
+    {
+        "835f43318dc1eb22",  # transformers 4.57: llama, mistral, qwen2
+        "5acb9d544704d799",
+        "80ad52bb6aa1fc62",
+        "6f87980ac0ee7e42",  # transformers 5.17 to 5.23: the same three
+        "f3d3c6d20f5eb730",
+        "1a25cc1c6a4b9039",
+    }
+)
+
 #: digests of an RMSNorm's forward that computes weight * round(x * rsqrt(mean(x^2) + variance_epsilon))
 RMS_NORM_FORWARDS = frozenset({"cd226623731333c3"})
 
@@ -87,6 +99,20 @@ def pre_norm_form(layer: nn.Module) -> tuple[PreNormForm | None, str]:
         if not isinstance(getattr(layer, part, None), nn.Module):
             return None, f"{name} has no module {part}"
     return form, f"{name}.forward ({found}) is known"
+
+
+def projects(attention: nn.Module) -> tuple[bool, str]:
+    """Whether the K and V of an attention can be made without the rest of it, and the reason in words."""
+    name = type(attention).__name__
+    if "forward" in attention.__dict__:
+        return False, f"{name}.forward was replaced on the instance"
+    try:
+        found = digest(type(attention).forward)
+    except (OSError, TypeError, SyntaxError):
+        return False, f"the source of {name}.forward is not available"
+    if found not in ATTENTION_FORWARDS:
+        return False, f"{name}.forward ({found}) is not one of the attention forwards known"
+    return True, f"{name}.forward ({found}) is known"
 
 
 def is_known_rms_norm(norm: nn.Module) -> bool:

@@ -1,0 +1,133 @@
+"""The forward of a layer under a plan: halves that nobody runs are not launched, and K and V alone where that is all
+later tokens need.
+
+A half that only some rows run goes over all of them and the old stream is kept where it is off, or over the rows that
+are on (`void_ext.dispatch`); both are exact.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from void_ext.dispatch import run_rows
+from void_ext.patching.call import Call
+from void_ext.patching.fused import PreNormForward, add_and_norm, same_kind
+from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
+
+_keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
+
+
+class SkipForward(PreNormForward):
+    """An instance ``forward`` for one decoder layer that does what the call's schedule says."""
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        call = self.recorder.call
+        if call is None or call.schedule is None:
+            return super().__call__(hidden_states, *args, **kwargs)
+        index, schedule = self.index, call.schedule
+        attention, mlp = schedule.attention[index], schedule.mlp[index]
+        if attention == ALL and mlp == ALL and not call.halting:
+            call.launched.append((index, ALL, ALL, -1))
+            return super().__call__(hidden_states, *args, **kwargs)
+        call.enter(index, hidden_states)
+        watched = bool(self.layer._forward_hooks)
+        if attention == NONE and mlp == NONE:
+            call.launched.append((index, NONE, NONE, 0))
+            call.skip(index, hidden_states, doubtful=watched)
+            return hidden_states
+        if args:
+            kwargs.update(zip(self.names, args, strict=False))
+        for name, default in self.form.arguments:
+            kwargs.setdefault(name, default)
+        stream = self._partly(call, schedule, hidden_states, kwargs)
+        if stream is hidden_states:  # K and V alone, or a mask with no row on
+            call.skip(index, stream, doubtful=watched)
+        else:
+            call.leave(index, stream, hidden_states, doubtful=watched)
+            if call.halted is not None:
+                on = call.rows_on(index, stream.device)
+                assert on is not None
+                call.judge(index, on[0])
+        return stream
+
+    def _partly(self, call: Call, schedule: Schedule, stream: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        index, form = self.index, self.form
+        modules: dict[str, Any] = self.layer._modules
+        attention, mlp = schedule.attention[index], schedule.mlp[index]
+        on = call.rows_on(index, stream.device)
+        closing = (call.norms, index + 1)
+        middle_place = closing if mlp == NONE else (None if call.halves is None else (call.halves, index))
+
+        normed, call.normed = call.normed, None
+        middle = stream
+        if attention != NONE:
+            if normed is None:
+                normed = modules[form.input_norm](stream)
+            if attention == PROJECT:
+                project(modules[form.attention], normed, kwargs)
+            else:
+                update, _ = modules[form.attention](hidden_states=normed, **kwargs)
+                middle = _close(call, stream, update, None if on is None else on[0], middle_place)
+        if call.halves is not None and middle is stream:
+            call.tap(call.halves, index, middle)
+        computed = 0
+        if mlp == ALL:
+            update = modules[form.mlp](modules[form.post_norm](middle))
+            computed = call.batch * call.length
+            result = _close(call, middle, update, None if on is None else on[1], closing)
+        elif mlp == SOME:
+            assert on is not None
+            result, computed = run_rows(
+                middle,
+                on[1],
+                lambda rows: modules[form.mlp](modules[form.post_norm](rows)),
+                count=schedule.counts(index, call.batch, call.length)[1],
+            )
+            if result is not middle and call.streams is None:
+                call.tap(call.norms, index + 1, result)
+        else:
+            result = middle
+        call.launched.append((index, attention, mlp, computed))
+        return result
+
+    def _next_norm(self, call: Call) -> nn.Module | None:
+        schedule = call.schedule
+        if schedule is not None and self.following is not None and schedule.attention[self.index + 1] == NONE:
+            return None
+        return super()._next_norm(call)
+
+
+def project(attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
+    """The K and V of a layer that does not run, into the cache: its own projections, rotary embedding and update."""
+    cache = kwargs.get("past_key_values")
+    if cache is None:
+        return
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys = attention.k_proj(normed).view(shape).transpose(1, 2)
+    values = attention.v_proj(normed).view(shape).transpose(1, 2)
+    cos, sin = kwargs["position_embeddings"]
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    _, keys = rotate(keys[:, :0], keys, cos, sin)  # no queries: none are needed
+    # Positions come from the caller in transformers 4.57, from the cache in 5.x.
+    position = {"cache_position": kwargs["cache_position"]} if "cache_position" in kwargs else None
+    extra = () if position is None else ({"sin": sin, "cos": cos, **position},)
+    cache.update(keys, values, attention.layer_idx, *extra)
+
+
+def _close(call: Call, residual: Tensor, update: Tensor, on: Tensor | None, place: tuple[Tensor, int] | None) -> Tensor:
+    """``residual + update`` in the rows that are on (None: all), and its norm in ``place`` where one is wanted."""
+    if on is None:
+        return residual + update if place is None else add_and_norm(call, residual, update, *place)
+    if call.plain or not same_kind(residual, update):
+        mask = on.view(*residual.shape[:-1], 1)
+        stream = torch.where(mask, residual + update, residual)
+    else:
+        stream = _keep_rows(residual, update, on)
+    if place is not None and (call.streams is None or place[0] is not call.norms):
+        call.tap(*place, stream)
+    return stream

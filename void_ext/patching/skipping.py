@@ -1,0 +1,215 @@
+"""Drives a policy: asks it at the stated moments, and turns what it says into the schedule of each forward call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from void_ext.counters import Counters, PhaseCounters
+from void_ext.patching import schedule as schedules
+from void_ext.patching.call import Call
+from void_ext.patching.registry import PreNormForm
+from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
+from void_ext.plan import Action, PhasePlan, VoidPlan
+from void_ext.policies import History, check_decision
+from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
+
+
+@dataclass(frozen=True)
+class HalfBytes:
+    """Bytes of parameters that launching a half of a layer reads, its norm included."""
+
+    attention: int
+    project: int
+    mlp: int
+
+    @classmethod
+    def of(cls, layer: nn.Module, form: PreNormForm) -> HalfBytes:
+        def size(*modules: nn.Module) -> int:
+            return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+        norm, attention = getattr(layer, form.input_norm), getattr(layer, form.attention)
+        return cls(
+            attention=size(norm, attention),
+            project=size(norm, attention.k_proj, attention.v_proj),
+            mlp=size(getattr(layer, form.post_norm), getattr(layer, form.mlp)),
+        )
+
+
+class Skipper:
+    """What is skipped in the calls of one patched model: the policy, the plan in force and its schedules."""
+
+    def __init__(self, policy: Any, layers: int, weight_bytes: tuple[HalfBytes, ...]):
+        self.policy = policy
+        self.layers = layers
+        self.weight_bytes = weight_bytes
+        self.counters = Counters()
+        self.plan = VoidPlan.dense(layers)
+        self._schedules: list[Schedule] = []
+        self._pending: tuple[Tensor, Any] | None = None  # a device table on its way to the host, and its event
+        self._responding = False
+        self._adopt(self.plan)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"policy": self.policy, "layers": self.layers, "weight_bytes": self.weight_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Skipper.__init__(self, state["policy"], state["layers"], state["weight_bytes"])
+
+    @property
+    def halts(self) -> bool:
+        return bool(getattr(self.policy, "halts", False))
+
+    @property
+    def by_row(self) -> bool:
+        return bool(getattr(self.policy, "by_row", False))
+
+    def count(self, phases: list[int]) -> PhaseCounters:
+        """The counters of a call with these positions; one more call."""
+        counters = self.counters.response if phases[-1] == RESPONSE else self.counters.prompt
+        counters.calls += 1
+        return counters
+
+    def tally(self, call: Call) -> None:
+        """Add what the layers of ``call`` launched, noted as they did, to its counters."""
+        counters, schedule = call.counters, call.schedule
+        if counters is None or schedule is None:
+            return
+        rows = call.batch * call.length
+        for index, attention, mlp, mlp_rows in call.launched:
+            sizes = self.weight_bytes[index]
+            if attention == ALL and mlp == ALL:
+                counters.attention_run += 1
+                counters.mlp_run += 1
+                counters.layers_run += 1
+                counters.rows_needed += 2 * rows
+                counters.rows_computed += 2 * rows
+                counters.weight_bytes += sizes.attention + sizes.mlp
+                continue
+            counters.rows_needed += sum(schedule.counts(index, call.batch, call.length))
+            if attention == NONE:
+                counters.attention_skipped += 1
+            else:
+                counters.rows_computed += rows
+                if attention == PROJECT:
+                    counters.attention_projected += 1
+                    counters.weight_bytes += sizes.project
+                else:
+                    counters.attention_run += 1
+                    counters.weight_bytes += sizes.attention
+            if mlp == NONE:
+                counters.mlp_skipped += 1
+            else:
+                counters.mlp_run += 1
+                counters.rows_computed += mlp_rows
+                counters.weight_bytes += sizes.mlp
+            if attention in (ALL, SOME) or mlp != NONE:
+                counters.layers_run += 1
+            elif attention == PROJECT:
+                counters.layers_projected += 1
+            else:
+                counters.layers_skipped += 1
+        call.launched.clear()
+
+    def restart(self, batch: int) -> None:
+        """A new trace begins."""
+        self._pending = None
+        self._responding = False
+        self._adopt(VoidPlan.dense(self.layers))
+        self._decide(None, PROMPT, batch)
+
+    def schedule(self, store: TraceStore | None, phases: list[int], batch: int, start: int, beams: bool) -> Schedule:
+        """Ask the policy what is due, and give the schedule of a call over positions with these phases.
+
+        Nothing is read from the device here: a table that a policy left there was copied in the background since the
+        call before, and its event is awaited.
+        """
+        if self._pending is not None:
+            table, event = self._pending
+            self._pending = None
+            if event is not None:
+                event.synchronize()
+            self._adopt(plan_of_table(table))
+        every_token = bool(getattr(self.policy, "every_token", False))
+        if RESPONSE in phases:
+            if every_token and start == 0 and PROMPT in phases:
+                raise ValueError(
+                    f"policy: {type(self.policy).__name__} decides for every token and needs a KV cache, so that what "
+                    "was decided for a token stays; got a call without one (use_cache=False)"
+                )
+            if not self._responding or every_token:
+                self._responding = True
+                self._decide(_history(store, batch, self.layers), RESPONSE, batch)
+        elif self._responding:
+            self._responding = False
+            self._decide(_history(store, batch, self.layers), PROMPT, batch)
+        chosen = self._chosen(phases, batch)
+        if chosen.rows is not None:
+            if chosen.rows not in (batch, batch * len(phases)):
+                raise ValueError(f"plan: it was made for {chosen.rows} batch rows; got a batch of {batch}")
+            if beams:
+                raise ValueError(
+                    "plan: its rows differ, and beam search moves rows between beams unseen; use a plan that is the "
+                    "same for all rows, or num_beams=1"
+                )
+        return chosen
+
+    def _chosen(self, phases: list[int], batch: int) -> Schedule:
+        first, last = phases[0], phases[-1]
+        if first == last or self._schedules[PROMPT] is self._schedules[RESPONSE]:
+            return self._schedules[last]
+        return schedules.of_phases([self.plan.phase(PHASES[phase]) for phase in phases], batch)
+
+    def _decide(self, history: History | None, phase: int, batch: int) -> None:
+        decision = self.policy.decide(history, PHASES[phase])
+        if decision is None:
+            return
+        check_decision(decision, batch, self.layers, by_row=self.by_row)
+        if isinstance(decision, VoidPlan):
+            self._adopt(decision)
+            return
+        # Deterministic: this call runs everything, the next one follows the table, however fast the machine is.
+        self._adopt(VoidPlan.dense(self.layers))
+        if decision.device.type == "cuda":
+            with torch.cuda.device(decision.device):
+                table = torch.empty(decision.shape, dtype=torch.bool, pin_memory=True)
+                table.copy_(decision, non_blocking=True)
+                event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+                self._pending = (table, event)
+        else:
+            self._pending = (decision.clone(), None)
+
+    def _adopt(self, plan: VoidPlan) -> None:
+        if plan is self.plan and self._schedules:
+            return
+        self.plan = plan
+        prompt = schedules.of_phase(plan.prompt)
+        self._schedules = [prompt, prompt if plan.prompt == plan.response else schedules.of_phase(plan.response)]
+
+
+def plan_of_table(table: Tensor) -> VoidPlan:
+    """The plan of a host table ``[B, L]`` or ``[B, L, 2]`` (attention, MLP), True = run; K and V are always made."""
+    halves = table if table.dim() == 3 else table[..., None].expand(*table.shape, 2)
+    attention, mlp = halves.unbind(-1)
+    phase = PhasePlan(
+        tuple(tuple(Action.RUN if on else Action.PROJECT for on in row) for row in attention.tolist()),
+        tuple(tuple(Action.RUN if on else Action.SKIP for on in row) for row in mlp.tolist()),
+    ).collapse()
+    return VoidPlan(prompt=VoidPlan.dense(table.shape[1]).prompt, response=phase, fingerprint=None, source="table")
+
+
+def _history(store: TraceStore | None, batch: int, layers: int) -> History:
+    if store is None:
+        empty = torch.empty(batch, 0, layers + 1)
+        return History(empty, empty[..., 1:].bool(), empty[..., 0].bool(), None, [])
+    return History(
+        norms=store.view("norms"),
+        executed=store.view("executed"),
+        mask=store.view("mask"),
+        updates=store.view("updates") if store.has("updates") else None,
+        phases=list(store.phase),
+    )
