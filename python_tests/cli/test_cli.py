@@ -344,7 +344,7 @@ def test_the_measured_model_is_left_as_found() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_timing, "_PAIRS", 2)
         patch.setattr(_timing, "compare", only_b_is_patched)
-        timing = _timing.measure(arguments, _console.Terminal(), model, ids)
+        timing = _timing.measure(arguments, _console.Terminal(), model, ids, {"mode": "trace"})
     assert timing.pairs == 2
     assert min(timing.a_seconds + timing.b_seconds) > 0
     assert before == (set(model.__dict__), {name: set(module.__dict__) for name, module in model.named_modules()})

@@ -11,6 +11,7 @@ from void_ext import _options
 
 ALPHA = 0.8
 MAX_NEW_TOKENS = 50
+_SIGNALS = ("delta", "abs_delta", "relative_update", "cosine")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,9 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="void-ext", description="Which layers of a language model did nothing for a token (its voids)."
     )
     parser.add_argument("--version", action="version", version=f"void-ext {void_ext.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,demo}")
     _add_info(commands.add_parser("info", help="what this build is and what it runs on"))
     _add_trace(commands.add_parser("trace", help="generate with a model and show which layers were active"))
+    _add_generate(commands.add_parser("generate", help="generate with layers skipped, beside the dense answer"))
     _add_demo(commands.add_parser("demo", help="the same on a small model from PyPI, with a picture"))
     return parser
 
@@ -33,36 +35,78 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_lazy("_run"), parser=parser)
-    parser.add_argument("model", metavar="MODEL", help="a local directory, a hub id, or `smollm2` (from PyPI alone)")
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="what the model is asked")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads stdin")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    _add_model(parser)
+    _add_tracing(parser)
     _add_generation(parser)
     _add_outputs(parser)
     _add_common(parser)
 
 
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_lazy("_generate"), parser=parser)
+    _add_model(parser)
+    group = parser.add_argument_group("skipping (a plan file, layers, or a policy)")
+    group.add_argument("--plan", metavar="FILE", help="a plan, as VoidPlan.save or --save-plan wrote it")
+    group.add_argument("--skip", type=_layers, metavar="L,L-L", help="whole layers, such as 4,9-12")
+    group.add_argument("--skip-attention", type=_layers, metavar="L,L-L", help="attention halves")
+    group.add_argument("--skip-mlp", type=_layers, metavar="L,L-L", help="MLP halves")
+    group.add_argument("--phase", choices=("both", "prompt", "response"), help="where layers are skipped (both)")
+    group.add_argument(
+        "--policy",
+        choices=("prompt", "refresh", "halt"),
+        help="prompt: the prompt's voids decide; refresh: every k-th token decides; halt: at a token's first void",
+    )
+    group.add_argument("--every", type=_every, metavar="K", help="with --policy refresh (default 8)")
+    group.add_argument("--budget", type=_positive, metavar="N", help="with a policy: at most so many layers")
+    group.add_argument("--signal", choices=_SIGNALS, help="with a policy: what ranks layers (default delta)")
+    group.add_argument("--protect", type=_layers, metavar="L,L-L", help="with a policy: layers that always run")
+    group.add_argument("--save-plan", metavar="FILE", help="keep the plan that was in force at the end, as JSON")
+    _add_judging(group)
+    _add_generation(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument("--force", action="store_true", help="replace files that exist")
+    group.add_argument("--no-timing", action="store_true", help="do not compare the speed with the unpatched model")
+    _add_common(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a local directory, a hub id, or `smollm2` (from PyPI alone)")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what the model is asked")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads stdin")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_lazy("_demo"), parser=parser, model="smollm2", revision=None)
     parser.add_argument("--prompt", metavar="TEXT", help="another question than the built-in one")
+    _add_tracing(parser)
     _add_generation(parser)
     _add_outputs(parser, where="default: ./void-demo.{}, or the next free number")
     _add_common(parser)
 
 
-def _add_generation(parser: argparse.ArgumentParser) -> None:
+def _add_tracing(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tracing")
+    _add_judging(group)
     group.add_argument(
-        "--alpha", type=_alpha, default=ALPHA, metavar="A", help=f"threshold factor >= 0 (default {ALPHA})"
+        "--mode", choices=("trace", "exit"), default="trace", help="exit: early exit, as the paper's code"
     )
-    group.add_argument("--mode", choices=_options.MODES, default="trace", help="exit: early exit, as the paper's code")
     group.add_argument(
         "--granularity", choices=_options.GRANULARITIES, default="token", help="one verdict per … (token)"
+    )
+
+
+def _add_judging(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--alpha", type=_alpha, default=ALPHA, metavar="A", help=f"threshold factor >= 0 (default {ALPHA})"
     )
     group.add_argument(
         "--fuse", choices=_options.FUSES, default="add", help="add: bit-identical; norm: fuses RMSNorm too"
     )
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generating")
     group.add_argument(
         "--max-new-tokens", type=_count, default=MAX_NEW_TOKENS, metavar="N", help=f"default {MAX_NEW_TOKENS}"
@@ -109,6 +153,23 @@ def check_sampling(arguments: argparse.Namespace) -> None:
             arguments.parser.error(f"argument --{option}: only means something together with --sample")
 
 
+def check_skipping(arguments: argparse.Namespace) -> None:
+    """End with a usage error unless exactly one way of saying what to skip was used, with its own options."""
+    layers = [name for name in ("skip", "skip_attention", "skip_mlp") if getattr(arguments, name) is not None]
+    ways = [name for name, used in (("plan", arguments.plan), ("skip", layers), ("policy", arguments.policy)) if used]
+    if len(ways) != 1:
+        got = " and ".join(f"--{name}" for name in ways) or "none"
+        arguments.parser.error(f"expected one of --plan, --skip (or --skip-attention, --skip-mlp), --policy; got {got}")
+    needs = {"every": arguments.policy == "refresh", "phase": bool(layers)}
+    needs |= {"budget": arguments.policy in ("prompt", "refresh"), "protect": arguments.policy is not None}
+    needs["signal"] = needs["budget"]
+    for name, fits in needs.items():
+        if getattr(arguments, name) is not None and not fits:
+            arguments.parser.error(
+                f"argument --{name}: has no meaning with --{ways[0]} {arguments.policy or ''}".rstrip()
+            )
+
+
 def _lazy(module: str) -> Callable[..., int]:
     def run(*arguments: object) -> int:
         from importlib import import_module
@@ -143,6 +204,21 @@ def _share(text: str) -> float:
 
 def _count(text: str) -> int:
     return int(_number(text, int, lambda value: value >= 1, "a whole number >= 1"))
+
+
+def _every(text: str) -> int:
+    return int(_number(text, int, lambda value: value >= 3, "a whole number >= 3"))
+
+
+def _layers(text: str) -> list[int]:
+    """``4,9-12`` → [4, 9, 10, 11, 12]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 6 or len(last) > 6:
+            raise argparse.ArgumentTypeError(f"expected layers such as 4,9-12, got {text!r}")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _seed(text: str) -> int:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from void_ext.counters import Counters
+    from void_ext.plan import VoidPlan
     from void_ext.trace import Trace
 
 
@@ -65,9 +67,10 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 def run_and_report(arguments: argparse.Namespace, terminal: Terminal, prompt: str, alphas: list[float]) -> None:
     """All of a run: check, load, generate, draw, save, time, print."""
     check_outputs(arguments)
-    model, tokenizer = _load(arguments, terminal)
-    ids = _encode(arguments, model, tokenizer, prompt)
-    generated = _generate(arguments, terminal, model, tokenizer, ids)
+    model, tokenizer = load_model(arguments, terminal)
+    ids = encode(arguments, model, tokenizer, prompt)
+    options = {"mode": arguments.mode, "granularity": arguments.granularity}
+    generated = generate(arguments, terminal, model, tokenizer, ids, options)
     if not arguments.json:
         terminal.print(generated.answer)
         terminal.print()
@@ -79,7 +82,7 @@ def run_and_report(arguments: argparse.Namespace, terminal: Terminal, prompt: st
         _report.print_shares(found, terminal)
         rate = generated.tokens / generated.seconds
         terminal.print(f"traced: {generated.tokens} tokens in {generated.seconds:.3g} s ({rate:.3g} tokens/s)")
-    timing = None if arguments.no_timing else _timing.measure(arguments, terminal, model, ids)
+    timing = None if arguments.no_timing else _timing.measure(arguments, terminal, model, ids, options)
     if arguments.json:
         document = _document(arguments, generated, prompt, ids, found, timing, files)
         terminal.document(json.dumps(document, indent=2, ensure_ascii=not terminal.blocks, allow_nan=False))
@@ -90,7 +93,8 @@ def run_and_report(arguments: argparse.Namespace, terminal: Terminal, prompt: st
         terminal.print(f"{kind}: {path}")
 
 
-def _load(arguments: argparse.Namespace, terminal: Terminal) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(arguments: argparse.Namespace, terminal: Terminal) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer, with progress."""
     with terminal.waiting() as report:
         report("importing torch", 0, 0)
         from void_ext import _library
@@ -115,9 +119,10 @@ def _load(arguments: argparse.Namespace, terminal: Terminal) -> tuple[PreTrained
         )
 
 
-def _encode(
+def encode(
     arguments: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str
 ) -> torch.Tensor:
+    """Token ids ``[1, T]`` of the prompt, in the chat template where asked for."""
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if arguments.chat and not has_template:
         raise ValueError(f"--chat: the tokenizer of {arguments.model!r} has no chat template; use --no-chat")
@@ -141,12 +146,20 @@ def _encode(
 
 
 @dataclass
-class _Generated:
+class Generated:
+    """What one run of a patched model gave."""
+
     trace: Trace
     answer: str
-    tokens: int
+    ids: list[int]
     seconds: float
     forward: str
+    counters: Counters | None
+    plan: VoidPlan | None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 class _Counter:
@@ -163,13 +176,16 @@ class _Counter:
     def end(self) -> None: ...
 
 
-def _generate(
+def generate(
     arguments: argparse.Namespace,
     terminal: Terminal,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ids: torch.Tensor,
-) -> _Generated:
+    options: dict[str, Any],
+    words: str = "generating",
+) -> Generated:
+    """Generate with the model patched with ``options``."""
     import torch
     import transformers
 
@@ -183,15 +199,15 @@ def _generate(
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     if arguments.sample:
         transformers.set_seed(arguments.seed)
-    with terminal.waiting() as report, _timing.patched(model, arguments) as handle:
+    with terminal.waiting() as report, _timing.patched(model, arguments, options) as handle:
 
         def count(done: int) -> None:
-            report("generating", done, arguments.max_new_tokens)
+            report(words, done, arguments.max_new_tokens)
 
         count(0)
         start = time.perf_counter()
-        generate: Any = model.generate
-        output = generate(
+        run: Any = model.generate
+        output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
@@ -200,9 +216,9 @@ def _generate(
         new = output[0, ids.shape[1] :].tolist()
         seconds = time.perf_counter() - start
         trace = handle.trace
-        forward = handle.describe()
+        forward, counters, plan = handle.describe(), handle.counters, handle.plan
     answer = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
-    return _Generated(trace, answer, len(new), seconds, forward)
+    return Generated(trace, answer, new, seconds, forward, counters, plan)
 
 
 def _write(
@@ -221,7 +237,7 @@ def _write(
 
 def _document(
     arguments: argparse.Namespace,
-    generated: _Generated,
+    generated: Generated,
     prompt: str,
     ids: torch.Tensor,
     found: list[_report.Usage],

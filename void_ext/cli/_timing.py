@@ -19,7 +19,13 @@ _SECONDS = 20.0
 _STEPS = _PAIRS + 8
 
 
-def measure(arguments: argparse.Namespace, terminal: Terminal, model: PreTrainedModel, ids: torch.Tensor) -> Comparison:
+def measure(
+    arguments: argparse.Namespace,
+    terminal: Terminal,
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    options: dict[str, Any],
+) -> Comparison:
     """A decode step of the patched model against one of the unpatched, in turns, each with a cache of its own."""
     import torch
 
@@ -29,7 +35,7 @@ def measure(arguments: argparse.Namespace, terminal: Terminal, model: PreTrained
     # A second set of modules over the same weights: both stay as they are while they take turns.
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    with torch.no_grad(), terminal.waiting() as report, patched(twin, arguments) as handle:
+    with torch.no_grad(), terminal.waiting() as report, patched(twin, arguments, options) as handle:
         report("warming up for the timing", 0, 0)
         # a runs three times a round: with a cache for each of them all caches grow alike.
         plain = [_decoder(model, ids) for _ in range(3)]
@@ -51,7 +57,7 @@ def measure(arguments: argparse.Namespace, terminal: Terminal, model: PreTrained
             warmup=0,
             synchronize=torch.cuda.synchronize if ids.is_cuda else None,
             a_name="unpatched",
-            b_name="traced" if arguments.mode == "trace" else arguments.mode,
+            b_name={"trace": "traced", "skip": "skipping"}.get(options["mode"], options["mode"]),
             max_seconds=_SECONDS,
             progress=lambda done, pairs: report("timing against the unpatched model", done, pairs),
         )
@@ -87,13 +93,11 @@ def context(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def patched(model: PreTrainedModel, arguments: argparse.Namespace) -> Any:
-    """``void_ext.patch`` with the options of the command line."""
+def patched(model: PreTrainedModel, arguments: argparse.Namespace, options: dict[str, Any]) -> Any:
+    """``void_ext.patch`` with the options of the command line and those of the command."""
     import void_ext
 
-    return void_ext.patch(
-        model, mode=arguments.mode, alpha=arguments.alpha, fuse=arguments.fuse, granularity=arguments.granularity
-    )
+    return void_ext.patch(model, alpha=arguments.alpha, fuse=arguments.fuse, **options)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
