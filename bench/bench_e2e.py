@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 
 from bench import models
-from bench.environment import RESULTS, describe
-from bench.pairs import Ledger
+from bench.environment import RESULTS
+from bench.pairs import Ledger, earlier
 from bench.report import load, tables
 
 STEPS = 8
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.limit
 
-    ledger = Ledger(options.out, "e2e", options.device, _earlier(options.out, options.device))
+    ledger = Ledger(options.out, "e2e", options.device, earlier(options.out, options.device))
     complete = True
     for name in options.models:
         cells = [
@@ -100,7 +99,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Measures until the time is over; the cells left."""
     torch.manual_seed(0)
-    model = _model(name, options.device)
+    model = random_model(name, options.device)
     traced: dict[str, torch.nn.Module] = {}
     synchronize = torch.cuda.synchronize if options.device == "cuda" else None
     while cells and time.monotonic() < end:
@@ -120,24 +119,13 @@ def _measure(
     return cells
 
 
-def _model(name: str, device: str) -> torch.nn.Module:
+def random_model(name: str, device: str) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, sizes = CONFIGS[name]
     config = AutoConfig.for_model(kind, **sizes, max_position_embeddings=8192)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-
-def _earlier(path: Path, device: str) -> list[dict[str, Any]]:
-    """Rows of an earlier call, if they are of this machine and these sources."""
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    same = all(
-        content["environment"].get(fact) == describe(device).get(fact) for fact in ("device", "sources", "torch")
-    )
-    return content["rows"] if same else []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What bench_overhead and bench_e2e share: models that share weights, plain hooks, and one unit of work."""
+"""What the model benchmarks share: models on the same weights, plain hooks, and one unit of work."""
 
 from __future__ import annotations
 
@@ -78,3 +78,63 @@ def decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
         return output
 
     return work
+
+
+def lacking(model: nn.Module, layers: list[int]) -> nn.Module:
+    """A twin that physically lacks ``layers``."""
+    other = twin(model)
+    body = other.model
+    body.layers = nn.ModuleList(layer for index, layer in enumerate(body.layers) if index not in layers)
+    for index, layer in enumerate(body.layers):
+        layer.self_attn.layer_idx = index
+    config = copy.deepcopy(other.config)
+    config.num_hidden_layers = len(body.layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: len(body.layers)]
+    other.config = body.config = config
+    return other
+
+
+def projections(model: nn.Module, layers: list[int], work: str, ids: Tensor, steps: int) -> Callable[[], object]:
+    """The K and V that ``layers`` would put into a cache in one unit of ``work``, and nothing else."""
+    from transformers import DynamicCache
+
+    from void_ext.patching.skip import project
+
+    body = model.model
+    chosen = [(body.layers[layer].input_layernorm, body.layers[layer].self_attn) for layer in layers]
+    with torch.inference_mode():
+        hidden = body.embed_tokens(ids)
+        positions = torch.arange(ids.shape[1] + steps, device=ids.device)[None]
+        rotary = body.rotary_emb(hidden, position_ids=positions)
+
+    def run(cache: Any, states: Tensor, first: int) -> None:
+        span = slice(first, first + states.shape[1])
+        embeddings = tuple(part[:, span] for part in rotary)
+        for norm, attention in chosen:
+            project(attention, norm(states), {"past_key_values": cache, "position_embeddings": embeddings})
+
+    if work == "prefill":
+
+        @torch.inference_mode()
+        def prefill() -> object:
+            cache = DynamicCache(config=model.config)
+            run(cache, hidden, 0)
+            return cache
+
+        return prefill
+    with torch.inference_mode():
+        cache = DynamicCache(config=model.config)
+        run(cache, hidden, 0)
+
+    @torch.inference_mode()
+    def decode() -> object:
+        for layer in layers:
+            slot = cache.layers[layer]
+            if slot.get_seq_length() > ids.shape[1]:
+                slot.crop(ids.shape[1] - slot.get_seq_length())
+        for step in range(steps):
+            run(cache, hidden[:, -1:], ids.shape[1] + step)
+        return cache
+
+    return decode

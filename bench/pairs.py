@@ -1,7 +1,8 @@
-"""One cell of bench_overhead, bench_e2e and bench_large_add: a traced model against its unpatched twin, by void_ext.timing."""
+"""A cell of the benchmarks that compare two things in turns, with an A/A control, and the file they are kept in."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,7 +29,7 @@ def row(comparison: timing.Comparison, limit: float | None = None, **cell: Any) 
         "pairs": comparison.pairs,
         "limit": limit,
         "verdict": "–" if limit is None else comparison.verdict(limit),
-        "times": {"unpatched": comparison.a_seconds, "traced": comparison.b_seconds},
+        "times": {"base": comparison.a_seconds, "subject": comparison.b_seconds},
     }
 
 
@@ -48,10 +49,11 @@ class Ledger:
         subject: Callable[[], object],
         cell: dict[str, Any],
         limit: float | None = None,
+        extra: dict[str, Any] | None = None,
         **how: Any,
     ) -> None:
         began = time.monotonic()
-        self.rows.append(row(timing.compare(base, subject, **how), limit, **cell))
+        self.rows.append(row(timing.compare(base, subject, **how), limit, **cell) | (extra or {}))
         last = self.rows[-1]
         print(
             f"{cell['model']} {cell['work']} {cell['variant']} ({cell.get('threads') or self.device}): "
@@ -63,3 +65,14 @@ class Ledger:
 
     def save(self) -> None:
         write_json(self.path, {"kind": self.kind, "environment": describe(self.device), "rows": self.rows})
+
+
+def earlier(path: Path, device: str) -> list[dict[str, Any]]:
+    """Rows of an earlier call, if they are of this machine and these sources."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    same = all(
+        content["environment"].get(fact) == describe(device).get(fact) for fact in ("device", "sources", "torch")
+    )
+    return content["rows"] if same else []

@@ -1,7 +1,8 @@
 """Tables and plots from results: `python -m bench.report results.json [other.json] [--plot PNG]`.
 
 Prints Markdown. One file: its table. Two files of one kind: their rows side by side, and the second's time over the
-first's. Knows the JSON of bench_ops (pytest-benchmark), and of bench_overhead, bench_e2e and bench_large_add.
+first's. Knows the JSON of bench_ops (pytest-benchmark), and of the benchmarks that compare
+two things in turns.
 """
 
 from __future__ import annotations
@@ -44,10 +45,8 @@ def load(path: Path) -> dict[str, Any]:
         if not rows:
             raise ValueError(f"{path}: expected rows of bench_ops, got none")
         return {"kind": "ops", "environment": rows[0], "rows": rows}
-    if content.get("kind") not in ("overhead", "e2e"):
-        raise ValueError(
-            f"{path}: expected results of bench_ops, bench_overhead or bench_e2e, got keys {list(content)}"
-        )
+    if content.get("kind") not in ("overhead", "e2e", "skip"):
+        raise ValueError(f"{path}: expected results of one of the benchmarks, got keys {list(content)}")
     return content
 
 
@@ -56,6 +55,8 @@ def tables(results: dict[str, Any]) -> str:
     if results["kind"] == "ops":
         for op in dict.fromkeys(row["op"] for row in results["rows"]):
             parts.append(f"### `{op}`\n\n" + _ops_table([row for row in results["rows"] if row["op"] == op]))
+    elif results["kind"] == "skip":
+        parts.append(_skip_table(results["rows"]))
     else:
         parts.append(_pairs_table(results["rows"]))
     return "\n\n".join(parts)
@@ -95,7 +96,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         spread.append([row["high"] - value for value, row in zip(values, rows, strict=True)])
         axes.errorbar(values, names, xerr=spread, fmt="o", capsize=3)
         axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.set_xlabel("time over the unpatched model's, median and 95 % interval")
+        ideal = "the ideal's" if results["kind"] == "skip" else "the unpatched model's"
+        axes.set_xlabel(f"time over {ideal}, median and 95 % interval")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title(_heading(results["environment"]), fontsize=8)
@@ -132,6 +134,28 @@ def _pairs_table(rows: list[Row]) -> str:
             _line([_pairs_key(row), _time(row["base_seconds"]), ratio, control, row["pairs"], limit, row["verdict"]])
         )
     return "\n".join(lines)
+
+
+def _skip_table(rows: list[Row]) -> str:
+    """Tokens per second of the ideal and of skipping, and their gain over the unpatched model of the same work."""
+    dense = {_work(row): row["tokens"] / row["base_seconds"] for row in rows if row["skipped"] == 0}
+    head = ["case", "ideal, tokens/s", "skipping, tokens/s", "ideal gains", "skipping gains"]
+    head += ["time over the ideal's", "A/A interval", "pairs", "limit", "verdict"]
+    lines = [_line(head), _rule(len(head))]
+    for row in rows:
+        speeds = [row["tokens"] / row[name] for name in ("base_seconds", "subject_seconds")]
+        whole = dense.get(_work(row))
+        gains = ["–" if whole is None else f"{speed / whole:.2f}" for speed in speeds]
+        ratio = f"{row['ratio']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
+        control = f"{row['control_low']:.3f} … {row['control_high']:.3f}"
+        limit = "–" if row.get("limit") is None else f"{row['limit']:.2f}"
+        shown = [f"{speed:.3g}" for speed in speeds]
+        lines.append(_line([_pairs_key(row), *shown, *gains, ratio, control, row["pairs"], limit, row["verdict"]]))
+    return "\n".join(lines)
+
+
+def _work(row: Row) -> tuple[object, ...]:
+    return row["model"], row["dtype"], row["work"], row.get("threads")
 
 
 def _ops_key(row: Row) -> str:
