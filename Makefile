@@ -34,8 +34,8 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow build lint format nvcc-check kernels-host bench bench-overhead \
-        gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-sanitize clean FORCE
+.PHONY: help demo test test-slow build lint format nvcc-check kernels-host bench bench-overhead bench-skip \
+        gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-bench-skip gpu-sanitize clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -108,6 +108,9 @@ bench: build ## the ops on the CPU against their alternatives
 	$(PYTEST) bench/bench_ops.py -q --benchmark-json=bench/results/ops-cpu.json $(ARGS)
 	$(RUN)/python -m bench.report bench/results/ops-cpu.json
 
+bench-skip: build ## layers skipped, against models that physically lack them (CPU, many minutes)
+	$(RUN)/python -m bench.bench_skip $(ARGS)
+
 bench-overhead: build ## what tracing costs on a real model, by pairs with an A/A control (CPU, many minutes)
 	$(RUN)/python -m bench.bench_overhead $(ARGS)
 
@@ -124,6 +127,9 @@ gpu-bench-ops: ## the ops on the GPU against their alternatives
 
 gpu-bench-e2e: ## patched and unpatched models of 7 and 8 billion random weights
 	$(GPU_PYTHON) -m bench.gpu e2e
+
+gpu-bench-skip: ## layers skipped, against models that physically lack them
+	$(GPU_PYTHON) -m bench.gpu skip
 
 gpu-sanitize: ## memcheck, racecheck, initcheck, synccheck
 	$(GPU_PYTHON) -m bench.gpu sanitize

@@ -1,4 +1,4 @@
-"""One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|sanitize|all`.
+"""One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|skip|sanitize|all`.
 
 Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`) and takes up where the last
 call left off as long as the sources are the same. Results, and what was unavailable, go to bench/results/gpu-*.json and
@@ -139,6 +139,17 @@ def e2e(step: Step) -> bool:
     return status == 0
 
 
+def skip(step: Step) -> bool:
+    """The same models with layers skipped, against models that lack them; resumes by cell."""
+    if importlib.util.find_spec("transformers") is None:
+        step.unavailable["transformers"] = "not installed"
+        return False
+    options = ("--device", "cuda", "--cell-seconds", "8", "--limit", str(int(step.left() - 20)))
+    status = step.run(sys.executable, "-m", "bench.bench_skip", *options)
+    step.done["skip"] = "measured" if status == 0 else f"exit status {status}"
+    return status == 0
+
+
 def sanitize(step: Step) -> bool:
     """The kernels under each tool of compute-sanitizer, one at a time."""
     tool = shutil.which("compute-sanitizer")
@@ -155,7 +166,14 @@ def sanitize(step: Step) -> bool:
     return all(step.done[check] == "clean" for check in SANITIZERS)
 
 
-STEPS: dict[str, Callable[[Step], bool]] = {"build": build, "test": test, "ops": ops, "e2e": e2e, "sanitize": sanitize}
+STEPS: dict[str, Callable[[Step], bool]] = {
+    "build": build,
+    "test": test,
+    "ops": ops,
+    "e2e": e2e,
+    "skip": skip,
+    "sanitize": sanitize,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

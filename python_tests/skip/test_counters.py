@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 import void_ext
 from void_ext.plan import Action, PhasePlan, VoidPlan
@@ -99,6 +100,42 @@ def test_rows_that_differ(tiny: Any) -> None:
     assert prompt.rows_needed == 2 * LAYERS * 15 - 2 * 10
     assert prompt.rows_computed == census.rows["k_proj"] + census.rows["gate_proj"]
     assert prompt.rows_needed <= prompt.rows_computed <= 2 * LAYERS * 15
+
+
+class EndsOthers(StoppingCriteria):
+    """All rows but the first end with their second new token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        done = torch.zeros(input_ids.shape[0], dtype=torch.bool)
+        done[1:] = input_ids.shape[1] >= 9 + 2
+        return done
+
+
+def test_rows_that_ended_want_nothing(tiny: Any, padded_batch: Any) -> None:
+    """Once only a row that goes without layer 3 is left, layer 3 is not launched."""
+    model = tiny("llama")
+    ids, mask = padded_batch
+    without = (RUN, RUN, RUN, PROJECT, RUN, RUN)
+    off = (RUN, RUN, RUN, SKIP, RUN, RUN)
+    every = (RUN,) * LAYERS
+    mixed = VoidPlan(PhasePlan.dense(LAYERS), PhasePlan((without, every, every), (off, every, every)))
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with void_ext.patch(model, mode="skip", plan=mixed) as handle:
+        expected = model.generate(ids, attention_mask=mask, **settings)
+        handle.counters.reset()
+        census = Census(model)
+        out = model.generate(
+            ids, attention_mask=mask, stopping_criteria=StoppingCriteriaList([EndsOthers()]), **settings
+        )
+    steps = handle.counters.response.calls
+    assert steps == 7
+    assert torch.equal(out[0], expected[0])
+    assert (out[1:, -3:] == 0).all()
+    # The prompt, two steps before the rows are known to have ended, one while the host is told.
+    assert census.calls[3, "q_proj"] == census.calls[3, "gate_proj"] == 1 + 2
+    assert census.calls[3, "k_proj"] == census.calls[2, "q_proj"] == 1 + steps
+    needed = handle.counters.response.rows_needed
+    assert needed < handle.counters.response.rows_computed
 
 
 def test_no_counters_where_nothing_is_skipped(tiny: Any) -> None:

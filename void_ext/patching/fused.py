@@ -42,6 +42,7 @@ class PreNormForward:
         self.next_norm = next_norm
         self.following = following
         self.names = tuple(name for name, _ in form.arguments)
+        self.needed = frozenset(self.names)
 
     @property
     def __wrapped__(self) -> Any:
@@ -54,6 +55,16 @@ class PreNormForward:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
+        streams = call.streams
+        kept = streams is not None and index == call.next == len(streams) and hidden_states.is_cpu
+        if kept and not args and self.needed <= kwargs.keys():
+            # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
+            streams.append(hidden_states)
+            update, _ = modules[form.attention](hidden_states=modules[form.input_norm](hidden_states), **kwargs)
+            middle = hidden_states + update
+            call.last = middle + modules[form.mlp](modules[form.post_norm](middle))
+            call.next = index + 1
+            return call.last
         if args:
             kwargs.update(zip(self.names, args, strict=False))
         for name, default in form.arguments:

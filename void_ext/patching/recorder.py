@@ -133,8 +133,9 @@ class Recorder:
         if self._new_trace:
             self.skipper.restart(batch)
         beams = self.generation is not None and self.generation.beams
+        ended = None if self.generation is None else self.generation.ended
         store = None if self._new_trace else self.store
-        return self.skipper.schedule(store, self._phases(self._start, length), batch, self._start, beams)
+        return self.skipper.schedule(store, self._phases(self._start, length), batch, self._start, beams, ended)
 
     def commit(self, output: Any) -> None:
         """The body returned: append the call's table to the trace."""

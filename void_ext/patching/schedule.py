@@ -104,12 +104,14 @@ def uniform(layers: int) -> Schedule:
     return Schedule([ALL] * layers, [ALL] * layers)
 
 
-def of_phase(plan: PhasePlan) -> Schedule:
-    """The schedule of a call whose positions are all of one phase."""
+def of_phase(plan: PhasePlan, ended: Sequence[bool] = ()) -> Schedule:
+    """The schedule of a call whose positions are all of one phase. Rows that ended want nothing any more."""
     rows = torch.tensor(plan.collapse().table())  # [B, 2, L]
     if len(rows) == 1:
         attention, mlp = rows[0].tolist()
         return Schedule(attention, mlp)
+    if any(ended):
+        rows[torch.tensor(ended)] = int(Action.SKIP)
     return _differing(rows[:, 0].T, rows[:, 1].T)
 
 

@@ -49,8 +49,10 @@ class Skipper:
         self.counters = Counters()
         self.plan = VoidPlan.dense(layers)
         self._schedules: list[Schedule] = []
-        self._pending: tuple[Tensor, Any] | None = None  # a device table on its way to the host, and its event
+        self._pending = _Arriving()  # a table that governs from the next call on
         self._responding = False
+        self._ended = _Arriving()
+        self._live: tuple[list[bool], Schedule] | None = None  # the rows that ended, the schedule of the others
         self._adopt(self.plan)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,23 +118,30 @@ class Skipper:
 
     def restart(self, batch: int) -> None:
         """A new trace begins."""
-        self._pending = None
+        self._pending.take()
+        self._ended.take()
         self._responding = False
         self._adopt(VoidPlan.dense(self.layers))
         self._decide(None, PROMPT, batch)
 
-    def schedule(self, store: TraceStore | None, phases: list[int], batch: int, start: int, beams: bool) -> Schedule:
+    def schedule(
+        self,
+        store: TraceStore | None,
+        phases: list[int],
+        batch: int,
+        start: int,
+        beams: bool = False,
+        ended: Tensor | None = None,
+    ) -> Schedule:
         """Ask the policy what is due, and give the schedule of a call over positions with these phases.
 
-        Nothing is read from the device here: a table that a policy left there was copied in the background since the
-        call before, and its event is awaited.
+        Nothing is read from the device here: a table that a policy left there, and which rows have ``ended`` (``[B]``
+        bool), were copied in the background since the call before, and that copy is awaited.
         """
-        if self._pending is not None:
-            table, event = self._pending
-            self._pending = None
-            if event is not None:
-                event.synchronize()
+        table = self._pending.take()
+        if table is not None:
             self._adopt(plan_of_table(table))
+        gone = self._ended.take()
         every_token = bool(getattr(self.policy, "every_token", False))
         if RESPONSE in phases:
             if every_token and start == 0 and PROMPT in phases:
@@ -147,6 +156,15 @@ class Skipper:
             self._responding = False
             self._decide(_history(store, batch, self.layers), PROMPT, batch)
         chosen = self._chosen(phases, batch)
+        if chosen.rows == batch and phases[0] == RESPONSE:
+            if ended is not None and len(ended) == batch:
+                self._ended.send(ended)
+            flags = gone.tolist() if gone is not None and len(gone) == batch else []
+            if any(flags):
+                # No half is launched that every row still going on goes without.
+                if self._live is None or self._live[0] != flags:
+                    self._live = (flags, schedules.of_phase(self.plan.response, flags))
+                chosen = self._live[1]
         if chosen.rows is not None:
             if chosen.rows not in (batch, batch * len(phases)):
                 raise ValueError(f"plan: it was made for {chosen.rows} batch rows; got a batch of {batch}")
@@ -173,22 +191,41 @@ class Skipper:
             return
         # Deterministic: this call runs everything, the next one follows the table, however fast the machine is.
         self._adopt(VoidPlan.dense(self.layers))
-        if decision.device.type == "cuda":
-            with torch.cuda.device(decision.device):
-                table = torch.empty(decision.shape, dtype=torch.bool, pin_memory=True)
-                table.copy_(decision, non_blocking=True)
-                event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-                self._pending = (table, event)
-        else:
-            self._pending = (decision.clone(), None)
+        self._pending.send(decision)
 
     def _adopt(self, plan: VoidPlan) -> None:
         if plan is self.plan and self._schedules:
             return
         self.plan = plan
+        self._live = None
         prompt = schedules.of_phase(plan.prompt)
         self._schedules = [prompt, prompt if plan.prompt == plan.response else schedules.of_phase(plan.response)]
+
+
+class _Arriving:
+    """A tensor on its way to the host, copied in the background; taken once, when its time has come."""
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+        self._event: Any = None
+
+    def send(self, table: Tensor) -> None:
+        self._event = None
+        if table.device.type != "cuda":
+            self._table = table.clone()
+            return
+        with torch.cuda.device(table.device):
+            self._table = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+            self._table.copy_(table, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def take(self) -> Tensor | None:
+        """What was sent, on the host; None where nothing was."""
+        table, self._table = self._table, None
+        if table is not None and self._event is not None:
+            self._event.synchronize()
+        return table
 
 
 def plan_of_table(table: Tensor) -> VoidPlan:
