@@ -56,8 +56,8 @@ class PreNormForward:
         index, form = self.index, self.form
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
         streams = call.streams
-        kept = streams is not None and index == call.next == len(streams) and hidden_states.is_cpu
-        if kept and not args and self.needed <= kwargs.keys():
+        usual = not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
+        if streams is not None and usual and index == call.next == len(streams):
             # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
             streams.append(hidden_states)
             update, _ = modules[form.attention](hidden_states=modules[form.input_norm](hidden_states), **kwargs)
