@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.bench_quality", description=__doc__)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 3, 6, 9])
     parser.add_argument("--alpha", type=float, default=0.8)
-    parser.add_argument("--pairs", type=int, default=6, help="of the timing of each plan against the dense model")
+    parser.add_argument(
+        "--pairs", type=int, default=6, help="of timing each plan against the dense model; 0: not timed"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=RESULTS / "quality-cpu.json")
     options = parser.parse_args(arguments)
@@ -60,10 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         subject = models.twin(model)
         void_ext.patch(subject, mode="skip", plan=plan)
         perplexity, agreement = judge(subject, held_out, best)
-        prompt = held_out[:1, : models.PROMPT]
-        speed = timing.compare(
-            models.decode(model, prompt, STEPS), models.decode(subject, prompt, STEPS), pairs=options.pairs
-        )
+        speed = measure(model, subject, held_out[:1, : models.PROMPT], options.pairs)
         skipped = [layer for layer in range(plan.layers) if plan.response.mlp[layer] != void_ext.Action.RUN]
         halves = [layer for layer in range(plan.layers) if plan.response.attention[layer] != void_ext.Action.RUN]
         rows.append(
@@ -74,15 +73,21 @@ def main(arguments: list[str] | None = None) -> int:
                 "attention off": halves,
                 "perplexity": perplexity,
                 "agreement": agreement,
-                "speed-up": 1 / speed.ratio,
-                "speed-up interval": [1 / speed.high, 1 / speed.low],
-                "tokens/s": STEPS / speed.b_median,
+                **speed,
             }
         )
         print(line(rows[-1]), flush=True)
         write_json(options.out, {"kind": "quality", "environment": describe(), **facts, "dense": dense, "rows": rows})
     print("\n" + table(facts, dense, rows))
     return 0
+
+
+def measure(model: nn.Module, subject: nn.Module, prompt: Tensor, pairs: int) -> dict[str, object]:
+    """The dense model's time of a decode step over the subject's; nothing for no pairs."""
+    if not pairs:
+        return {}
+    speed = timing.compare(models.decode(model, prompt, STEPS), models.decode(subject, prompt, STEPS), pairs=pairs)
+    return {"speed-up": 1 / speed.ratio, "speed-up interval": [1 / speed.high, 1 / speed.low]}
 
 
 def prose() -> str:
@@ -128,10 +133,11 @@ def plans(
 
 
 def line(row: dict[str, object]) -> str:
-    low, high = row["speed-up interval"]
+    low, high = row.get("speed-up interval", (None, None))
+    speed = "–" if low is None else f"{row['speed-up']:.2f} ({low:.2f} … {high:.2f})"
     return (
-        f"| {row['method']} | {row['budget']} | {row['perplexity']:.4g} | {100 * row['agreement']:.1f} % | "
-        f"{row['speed-up']:.2f} ({low:.2f} … {high:.2f}) | {', '.join(map(str, row['attention off']))} |"
+        f"| {row['method']} | {row['budget']} | {row['perplexity']:.4g} | {100 * row['agreement']:.1f} % | {speed} | "
+        f"{', '.join(map(str, row['attention off']))} |"
     )
 
 
