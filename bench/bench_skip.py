@@ -2,7 +2,8 @@
 
 The ideal of a plan that skips n layers is a model without them, on the same weights; where layers are projected (K and
 V for the cache alone), it is that model and its projections run apart, one after the other. `0 skipped` compares an
-empty plan with the unpatched model. CPU: SmolLM2-135M. GPU: the paper's three configurations with random weights. Cells
+empty plan with the unpatched model; `dense` compares the unpatched model with the ideal, which is what there is to
+gain. CPU: SmolLM2-135M. GPU: the paper's three configurations with random weights. Cells
 run in the order of their worth, results are written after each, and a second call measures what is missing.
 
     python -m bench.bench_skip [--device cpu] [--threads 2] [--pairs 50] [--curve-pairs 8] [--limit 1500] [--out FILE]
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--curve-pairs", type=int, default=8, help="of the other shares and batches")
     parser.add_argument("--cell-seconds", type=float, default=180.0)
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no new cell is begun")
-    parser.add_argument("--only", choices=["limits", "curve"], help="the cells with a limit, or the others")
+    parser.add_argument(
+        "--only", choices=["limits", "gain", "curve"], help="cells with a limit, what to gain, the others"
+    )
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     names = options.models or MODELS[options.device]
@@ -76,14 +79,16 @@ def plan_cells(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any
     """What is measured, the cells with a limit first."""
     layers = layers_of(name)
     most = round(0.3 * layers)
-    shares = [n for n in dict.fromkeys((0, round(0.1 * layers), round(0.2 * layers), most, layers // 2)) if n < layers]
+    shares = [n for n in dict.fromkeys((0, round(0.1 * layers), most, layers // 2)) if n < layers]
 
     def cell(work: str, batch: int, skipped: int, action: str) -> dict[str, Any]:
         threads = options.threads if options.device == "cpu" else None
         return {
             "model": name,
             "dtype": "float32" if name == "SmolLM2-135M" else "bfloat16",
-            "work": f"{work}, batch {batch}",
+            "work": f"{work}, batch {batch}"
+            if work == "decode"
+            else f"{prompt_length(batch)}-token prefill, batch {batch}",
             "variant": f"{skipped} of {layers} {action}",
             "threads": threads,
         }
@@ -97,9 +102,12 @@ def plan_cells(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any
             yield cell(work, 1, 0, "skipped")
 
     ends = list(limited())
-    if options.only != "curve":
+    if options.only in (None, "limits"):
         yield from ends
-    if options.only != "limits":
+    if options.only in (None, "gain"):
+        for work in ("decode", "prefill"):
+            yield cell(work, 1, most, "dense")
+    if options.only in (None, "curve"):
         for batch in BATCHES:
             for work in ("decode", "prefill"):
                 for skipped in shares:
@@ -129,36 +137,44 @@ class Bench:
         work, batch = cell["work"].split(", batch ")
         skipped, action = int(cell["variant"].split()[0]), cell["variant"].rsplit(" ", 1)[1]
         chosen = spread(self.layers, skipped)
-        length = PREFILL if work == "prefill" else models.PROMPT
+        work = work.rsplit(" ", 1)[-1].rsplit("-", 1)[-1]
+        length = prompt_length(int(batch)) if work == "prefill" else models.PROMPT
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(100, min(40_000, self.model.config.vocab_size), (int(batch), length), generator=generator)
         ids = ids.to(self.options.device)
 
         subject = models.twin(self.model)
+        patched = action != "dense"
         if action == "projected":
             phases = ("prompt",) if work == "prefill" else ("prompt", "response")
             plan = projecting(self.layers, chosen, phases)
         else:
             plan = void_ext.VoidPlan.from_layers(subject, skip=chosen)
-        void_ext.patch(subject, mode="skip", plan=plan)
+        if patched:
+            void_ext.patch(subject, mode="skip", plan=plan)
         ideal = self.unit(models.lacking(self.model, chosen), work, ids)
         if action == "projected":
             ideal = in_turn(ideal, models.projections(self.model, chosen, work, ids, STEPS))
         limited = (cell["work"], cell["variant"]) in self.limited
-        tokens = int(batch) * (PREFILL if work == "prefill" else STEPS)
+        tokens = int(batch) * (length if work == "prefill" else STEPS)
         ledger.measure(
             ideal,
             self.unit(subject, work, ids),
             cell,
             limit=LIMIT if limited else None,
             extra={"tokens": tokens, "skipped": skipped, "layers": self.layers},
-            pairs=self.options.pairs if limited else self.options.curve_pairs,
+            pairs=self.options.pairs if limited or not patched else self.options.curve_pairs,
             max_seconds=self.options.cell_seconds,
             synchronize=self.synchronize,
         )
 
     def unit(self, subject: torch.nn.Module, work: str, ids: torch.Tensor) -> Work:
         return models.prefill(subject, ids) if work == "prefill" else models.decode(subject, ids, STEPS)
+
+
+def prompt_length(batch: int) -> int:
+    """Batches get shorter prompts: 512 tokens are what keeps a CPU busy, and a GPU too."""
+    return PREFILL if batch == 1 else PREFILL // 8
 
 
 def spread(layers: int, count: int) -> list[int]:

@@ -137,15 +137,15 @@ def _pairs_table(rows: list[Row]) -> str:
 
 
 def _skip_table(rows: list[Row]) -> str:
-    """Tokens per second of the ideal and of skipping, and their gain over the unpatched model of the same work."""
-    dense = {_work(row): row["tokens"] / row["base_seconds"] for row in rows if row["skipped"] == 0}
+    """Tokens per second of the ideal and of skipping; their gain, where the dense model took turns with the ideal."""
+    dense = {(_work(row), row["skipped"]): row["ratio"] for row in rows if row["variant"].endswith("dense")}
     head = ["case", "ideal, tokens/s", "skipping, tokens/s", "ideal gains", "skipping gains"]
     head += ["time over the ideal's", "A/A interval", "pairs", "limit", "verdict"]
     lines = [_line(head), _rule(len(head))]
     for row in rows:
         speeds = [row["tokens"] / row[name] for name in ("base_seconds", "subject_seconds")]
-        whole = dense.get(_work(row))
-        gains = ["–" if whole is None else f"{speed / whole:.2f}" for speed in speeds]
+        gain = dense.get((_work(row), row["skipped"]))
+        gains = ["–" if gain is None else f"{gain / part:.3f}" for part in (1.0, row["ratio"])]
         ratio = f"{row['ratio']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
         control = f"{row['control_low']:.3f} … {row['control_high']:.3f}"
         limit = "–" if row.get("limit") is None else f"{row['limit']:.2f}"
