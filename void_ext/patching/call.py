@@ -101,6 +101,8 @@ class Call:
             self._unwritten.append(index + 1)
         if self.updates is not None:
             self.updates[:, index].zero_()
+        if self.halves is not None:
+            self.tap(self.halves, index, stream)
         if self.halted is not None:
             self._executed.append(torch.zeros_like(self.halted))
 

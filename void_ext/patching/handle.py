@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from void_ext import _library, _options
+from void_ext._selection import Criterion
 from void_ext.counters import Counters
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.fused import PreNormForward
@@ -25,7 +27,7 @@ from void_ext.patching.skip import SkipForward
 from void_ext.patching.skipping import HalfBytes, Skipper
 from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
-from void_ext.plan import VoidPlan
+from void_ext.plan import Fingerprint, VoidPlan
 from void_ext.policies import Policy, StaticPlan
 from void_ext.store import PHASES, TraceInfo
 from void_ext.trace import Trace
@@ -197,6 +199,10 @@ def _skipper(stack: DecoderStack, form: PreNormForm | None, why: str, policy: Po
     plan = getattr(policy, "plan", None)
     if isinstance(plan, VoidPlan):
         plan.check(stack.model)
+    criterion = getattr(policy, "criterion", None)
+    if isinstance(criterion, Criterion):  # now, not when the first prompt has been read
+        criterion.protected(len(stack.layers))
+        criterion.limits(len(stack.layers))
     return Skipper(policy, len(stack.layers), tuple(HalfBytes.of(layer, form) for layer in stack.layers))
 
 
@@ -257,9 +263,14 @@ class Handle:
 
     @property
     def plan(self) -> VoidPlan | None:
-        """The plan in force: what the policy decided last. None but in mode ``"skip"``."""
+        """The plan in force: what the policy decided last, for this model. None but in mode ``"skip"``."""
         skipper = self._recorder.skipper
-        return None if skipper is None else skipper.plan
+        if skipper is None:
+            return None
+        plan = skipper.plan
+        if plan.fingerprint is not None:
+            return plan
+        return dataclasses.replace(plan, fingerprint=Fingerprint.of(self._stack.model))
 
     def reset(self) -> None:
         """Forget the current trace; the next call starts a new one."""
@@ -284,8 +295,10 @@ class Handle:
         """Put the model back exactly as it was found. A second call is an error."""
         if not self._changes:
             raise ValueError("model: it was unpatched already")
-        self._recorder.abandon()
-        remove_all(self._changes)
+        try:
+            self._recorder.abandon()
+        finally:
+            remove_all(self._changes)
         # A cache that generate() keeps for its next call, with layers missing in it (transformers 4.57).
         kept = self._stack.model.__dict__.get("_cache")
         if kept is not None and guard_of(kept) is not None:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
@@ -146,6 +147,13 @@ class CacheGuard:
         copied.broken = self.broken
         return copied
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"broken": self.broken}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Which cache it is in is not known here: a patched call may go on with that, everybody else is refused.
+        self.__dict__.update(state, _cache=lambda: None)
+
     def __call__(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         cache: Any = self._cache()
         self.check(cache)
@@ -159,7 +167,10 @@ class CacheGuard:
         if self.broken is not None:
             raise CacheHoleError(self.broken)
         if cache is None:
-            raise CacheHoleError("void_ext: this is the guard of a cache that is gone; start with a new cache")
+            raise CacheHoleError(
+                "void_ext: this cache was filled while layers were skipped, and then saved; only a model patched with "
+                "mode='skip' can go on with it"
+            )
 
 
 def check_kind(cache: Any) -> None:
@@ -232,13 +243,18 @@ def fail(cache: Any, start: int) -> None:
         keys, values = slot.keys, slot.values
         count = getattr(slot, "cumulative_length", None)
         if type(slot) is DynamicLayer:
-            if slot.get_seq_length() > start:
+            if start == 0 and not _CROPS_TO:
+                slot.reset()  # a batch of another size may come next
+            elif slot.get_seq_length() > start:
                 slot.crop(start - slot.get_seq_length())
-        elif type(slot) is StaticLayer and isinstance(count, Tensor):
-            count.fill_(start)  # what was written behind it is never read
-        elif type(slot) is StaticLayer and count is None:
-            keys[:, :, start:].zero_()  # transformers 4.57 counts the positions that are not zero
-            values[:, :, start:].zero_()
+        elif type(slot) is StaticLayer and (count is None or isinstance(count, Tensor)):
+            # Inference tensors can be written to in their own mode alone.
+            with torch.inference_mode(keys.is_inference()):
+                if count is not None:
+                    count.fill_(start)  # what was written behind it is never read
+                else:
+                    keys[:, :, start:].zero_()  # transformers 4.57 counts the positions that are not zero
+                    values[:, :, start:].zero_()
         elif getattr(slot, "cumulative_length_int", count) != start:
             _guard(cache).broken = (
                 f"void_ext: a forward failed while it wrote to this cache, and layer {index} "
@@ -257,10 +273,9 @@ def _restore(cache: Any) -> list[int]:
     holes = []
     for index, slot in enumerate(cache.layers):
         if isinstance(slot, SkippedSlot):
-            if slot.length == 0 and isinstance(slot.peer, DynamicLayer):
-                slot.length = (
-                    slot.peer.get_seq_length()
-                )  # transformers 4.57 zeroes a dynamic cache and keeps its length
+            if isinstance(slot.peer, DynamicLayer):
+                # Ours is a count: a crop may have failed, a reset may have kept the length (transformers 4.57).
+                slot.length = slot.peer.get_seq_length()
             if slot.whole:
                 cache.layers[index] = slot.inner
             else:

@@ -101,13 +101,13 @@ class Recorder:
         if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
-        schedule = None if self._foreign else self._schedule(batch, length)
+        schedule = self._schedule(batch, length, cache is not None)
         counters = None
-        guarded = not self._foreign and (schedule is not None or ledger.guard_of(cache) is not None)
+        guarded = schedule is not None or ledger.guard_of(cache) is not None
         if guarded:
             ledger.admit(cache, range(self.recording.layers) if schedule is None else schedule.needed)
         if schedule is not None and self.skipper is not None:
-            counters = self.skipper.count(self._phases(self._start, length))
+            counters = self.skipper.count(schedule.phase)
         self._arguments = {"tokens": ids, "cache": cache}
         self.call = Call(batch, length, self.recording, self._tables, real, self.skipper, schedule, counters)
         self.call.guarded = guarded
@@ -126,16 +126,17 @@ class Recorder:
         self.call = None
         self._arguments = {}
 
-    def _schedule(self, batch: int, length: int) -> Schedule | None:
+    def _schedule(self, batch: int, length: int, cached: bool) -> Schedule | None:
         """What this call runs of each layer; None where nothing is ever skipped."""
         if self.skipper is None:
             return None
+        if self._foreign:
+            return self.skipper.in_force(RESPONSE if self._start else PROMPT, batch)
         if self._new_trace:
             self.skipper.restart(batch)
-        beams = self.generation is not None and self.generation.beams
-        ended = None if self.generation is None else self.generation.ended
         store = None if self._new_trace else self.store
-        return self.skipper.schedule(store, self._phases(self._start, length), batch, self._start, beams, ended)
+        phases = self._phases(self._start, length)
+        return self.skipper.schedule(store, phases, batch, self._start, cached, self.generation)
 
     def commit(self, output: Any) -> None:
         """The body returned: append the call's table to the trace."""
@@ -147,14 +148,14 @@ class Recorder:
                 "them (was config.num_hidden_layers changed after patching?)"
             )
         self._clear()
-        if self._foreign:
-            return
         start = self._start
         cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
         if call.guarded:
             ledger.close(cache, () if call.schedule is None else call.schedule.skipped, start, call.length)
         if call.schedule is not None and call.counters is not None and self.skipper is not None:
             self.skipper.tally(call)
+        if self._foreign:
+            return
         tables = call.gather()
         device = tables["norms"].device
         generation = self.generation
@@ -207,6 +208,8 @@ class Recorder:
         """generate() is over; where it returned, its rows end where it stopped."""
         generation, self.generation = self.generation, None
         self.abandon()
+        if self.skipper is not None:
+            self.skipper.end_generation()
         if generation is None or self.store is None or not generation.started or not finished or not generation.length:
             return
         first = max(generation.first, generation.prompt_length)
@@ -239,7 +242,8 @@ class Recorder:
         if getattr(cache, "is_compileable", False) and cache in self._lengths:
             # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
             length, version = self._lengths[cache]
-            if version == _content_version(cache):
+            unseen = version is None and _on_the_host(cache)  # inference tensors do not tell of writes: asking is cheap
+            if version == _content_version(cache) and not unseen:
                 return length
         return int(cache.get_seq_length())
 
@@ -269,6 +273,11 @@ def _real_columns(mask: Any, start: int, length: int) -> Tensor | None:
         own = mask[:, 0].diagonal(offset=start, dim1=-2, dim2=-1)[:, :length]
         return own if own.dtype == torch.bool else own == 0
     return None
+
+
+def _on_the_host(cache: Any) -> bool:
+    layers = getattr(cache, "layers", ())
+    return all(keys.device.type == "cpu" for layer in layers if isinstance(keys := layer.keys, Tensor))
 
 
 def _cache_of(output: Any) -> Any:

@@ -101,6 +101,11 @@ def pre_norm_form(layer: nn.Module) -> tuple[PreNormForm | None, str]:
     return form, f"{name}.forward ({found}) is known"
 
 
+def rotary_of(attention: Any) -> Any:
+    """The rotary embedding that the forward of an attention class calls, also where a subclass inherits it."""
+    return inspect.unwrap(attention.forward).__globals__.get("apply_rotary_pos_emb")
+
+
 def projects(attention: nn.Module) -> tuple[bool, str]:
     """Whether the K and V of an attention can be made without the rest of it, and the reason in words."""
     name = type(attention).__name__
@@ -110,7 +115,7 @@ def projects(attention: nn.Module) -> tuple[bool, str]:
         found = digest(type(attention).forward)
     except (OSError, TypeError, SyntaxError):
         return False, f"the source of {name}.forward is not available"
-    if found not in ATTENTION_FORWARDS:
+    if found not in ATTENTION_FORWARDS or rotary_of(type(attention)) is None:
         return False, f"{name}.forward ({found}) is not one of the attention forwards known"
     return True, f"{name}.forward ({found}) is known"
 

@@ -31,6 +31,7 @@ class Schedule:
     mlp: list[int]
     attention_rows: Tensor | None = None
     mlp_rows: Tensor | None = None
+    phase: int = 0  # whose calls these are, for the counters
     dense: bool = field(init=False)
     skipped: tuple[int, ...] = field(init=False)  # layers whose K and V are not made: what leaves holes
     needed: tuple[int, ...] = field(init=False)  # the others
@@ -99,30 +100,25 @@ class Schedule:
         return (attention | mlp).T.reshape(batch, length, layers)
 
 
-def uniform(layers: int) -> Schedule:
-    """Everything runs."""
-    return Schedule([ALL] * layers, [ALL] * layers)
-
-
-def of_phase(plan: PhasePlan, ended: Sequence[bool] = ()) -> Schedule:
+def of_phase(plan: PhasePlan, phase: int, ended: Sequence[bool] = ()) -> Schedule:
     """The schedule of a call whose positions are all of one phase. Rows that ended want nothing any more."""
     rows = torch.tensor(plan.collapse().table())  # [B, 2, L]
     if len(rows) == 1:
         attention, mlp = rows[0].tolist()
-        return Schedule(attention, mlp)
+        return Schedule(attention, mlp, phase=phase)
     if any(ended):
         rows[torch.tensor(ended)] = int(Action.SKIP)
-    return _differing(rows[:, 0].T, rows[:, 1].T)
+    return _differing(rows[:, 0].T, rows[:, 1].T, phase)
 
 
-def of_phases(plans: Sequence[PhasePlan], batch: int) -> Schedule:
+def of_phases(plans: Sequence[PhasePlan], phase: int, batch: int) -> Schedule:
     """The schedule of a call whose positions have plans of their own (no cache: prompt and response at once)."""
     spread = [torch.tensor(plan.table()).expand(batch, -1, -1) for plan in plans]
     rows = torch.stack(spread, 1).flatten(0, 1)  # [B, T, 2, L] -> [B * T, 2, L]
-    return _differing(rows[:, 0].T, rows[:, 1].T)
+    return _differing(rows[:, 0].T, rows[:, 1].T, phase)
 
 
-def _differing(attention: Tensor, mlp: Tensor) -> Schedule:
+def _differing(attention: Tensor, mlp: Tensor, phase: int) -> Schedule:
     """From action codes ``[L, rows]``."""
     run_attention, run_mlp = attention == int(Action.RUN), mlp == int(Action.RUN)
     projected = (attention == int(Action.PROJECT)).any(1).tolist()
@@ -131,4 +127,4 @@ def _differing(attention: Tensor, mlp: Tensor) -> Schedule:
         every, some = runs.all(1).tolist(), runs.any(1).tolist()
         codes.append([ALL if e else SOME if s else NONE for e, s in zip(every, some, strict=True)])
     codes[0] = [PROJECT if c == NONE and p else c for c, p in zip(codes[0], projected, strict=True)]
-    return Schedule(codes[0], codes[1], run_attention, run_mlp)
+    return Schedule(codes[0], codes[1], run_attention, run_mlp, phase)

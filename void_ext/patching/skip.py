@@ -7,7 +7,6 @@ are on (`void_ext.dispatch`); both are exact.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from void_ext.dispatch import run_rows
 from void_ext.patching.call import Call
 from void_ext.patching.fused import PreNormForward, add_and_norm, same_kind
+from void_ext.patching.registry import rotary_of
 from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 
 _keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
@@ -35,16 +35,21 @@ class SkipForward(PreNormForward):
             call.launched.append((index, ALL, ALL, -1))
             return super().__call__(hidden_states, *args, **kwargs)
         call.enter(index, hidden_states)
-        watched = bool(self.layer._forward_hooks)
-        if attention == NONE and mlp == NONE:
-            call.launched.append((index, NONE, NONE, 0))
-            call.skip(index, hidden_states, doubtful=watched)
-            return hidden_states
+        following = self.following
+        watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
         if args:
             kwargs.update(zip(self.names, args, strict=False))
         for name, default in self.form.arguments:
             kwargs.setdefault(name, default)
-        stream = self._partly(call, schedule, hidden_states, kwargs)
+        if attention == PROJECT and kwargs["past_key_values"] is None:
+            attention = NONE  # nobody to keep K and V for
+        if attention == NONE and mlp == NONE:
+            call.launched.append((index, NONE, NONE, 0))
+            # Whoever writes to it in place must not write to the stream that entered.
+            stream = hidden_states.clone() if watched else hidden_states
+            call.skip(index, stream, doubtful=watched)
+            return stream
+        stream = self._partly(call, schedule, attention, hidden_states, kwargs)
         if stream is hidden_states:  # K and V alone, or a mask with no row on
             call.skip(index, stream, doubtful=watched)
         else:
@@ -55,10 +60,10 @@ class SkipForward(PreNormForward):
                 call.judge(index, on[0])
         return stream
 
-    def _partly(self, call: Call, schedule: Schedule, stream: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _partly(self, call: Call, schedule: Schedule, attention: int, stream: Tensor, kwargs: dict[str, Any]) -> Tensor:
         index, form = self.index, self.form
         modules: dict[str, Any] = self.layer._modules
-        attention, mlp = schedule.attention[index], schedule.mlp[index]
+        mlp = schedule.mlp[index]
         on = call.rows_on(index, stream.device)
         closing = (call.norms, index + 1)
         middle_place = closing if mlp == NONE else (None if call.halves is None else (call.halves, index))
@@ -73,7 +78,7 @@ class SkipForward(PreNormForward):
             else:
                 update, _ = modules[form.attention](hidden_states=normed, **kwargs)
                 middle = _close(call, stream, update, None if on is None else on[0], middle_place)
-        if call.halves is not None and middle is stream:
+        if call.halves is not None and (middle is stream or mlp == NONE):
             call.tap(call.halves, index, middle)
         computed = 0
         if mlp == ALL:
@@ -111,7 +116,8 @@ def project(attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
     keys = attention.k_proj(normed).view(shape).transpose(1, 2)
     values = attention.v_proj(normed).view(shape).transpose(1, 2)
     cos, sin = kwargs["position_embeddings"]
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    rotate = rotary_of(type(attention))
+    assert rotate is not None
     _, keys = rotate(keys[:, :0], keys, cos, sin)  # no queries: none are needed
     # Positions come from the caller in transformers 4.57, from the cache in 5.x.
     position = {"cache_position": kwargs["cache_position"]} if "cache_position" in kwargs else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 from void_ext.plan import Action, PhasePlan, VoidPlan
 from void_ext.policies import History, check_decision
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
+
+if TYPE_CHECKING:
+    from void_ext.patching.recorder import Generation
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ class Skipper:
     def by_row(self) -> bool:
         return bool(getattr(self.policy, "by_row", False))
 
-    def count(self, phases: list[int]) -> PhaseCounters:
-        """The counters of a call with these positions; one more call."""
-        counters = self.counters.response if phases[-1] == RESPONSE else self.counters.prompt
+    def count(self, phase: int) -> PhaseCounters:
+        """The counters of a phase; one more call."""
+        counters = self.counters.response if phase == RESPONSE else self.counters.prompt
         counters.calls += 1
         return counters
 
@@ -91,7 +94,8 @@ class Skipper:
                 counters.rows_computed += 2 * rows
                 counters.weight_bytes += sizes.attention + sizes.mlp
                 continue
-            counters.rows_needed += sum(schedule.counts(index, call.batch, call.length))
+            needed = schedule.counts(index, call.batch, call.length)
+            counters.rows_needed += needed[1] + (needed[0] if attention != NONE else 0)
             if attention == NONE:
                 counters.attention_skipped += 1
             else:
@@ -124,62 +128,74 @@ class Skipper:
         self._adopt(VoidPlan.dense(self.layers))
         self._decide(None, PROMPT, batch)
 
+    def end_generation(self) -> None:
+        """Rows that ended there may go on elsewhere."""
+        self._ended.take()
+        self._live = None
+
     def schedule(
         self,
         store: TraceStore | None,
         phases: list[int],
         batch: int,
         start: int,
-        beams: bool = False,
-        ended: Tensor | None = None,
+        cached: bool,
+        generation: Generation | None = None,
     ) -> Schedule:
         """Ask the policy what is due, and give the schedule of a call over positions with these phases.
 
-        Nothing is read from the device here: a table that a policy left there, and which rows have ``ended`` (``[B]``
-        bool), were copied in the background since the call before, and that copy is awaited.
+        Nothing is read from the device here: a table that a policy left there, and which rows of ``generation`` have
+        ended, were copied in the background since the call before, and that copy is awaited.
         """
         table = self._pending.take()
         if table is not None:
             self._adopt(plan_of_table(table))
-        gone = self._ended.take()
+        gone = self._ended.take() if generation is not None else None
         every_token = bool(getattr(self.policy, "every_token", False))
-        if RESPONSE in phases:
-            if every_token and start == 0 and PROMPT in phases:
+        # A call with candidates behind its prompt (assisted generation) is not asked about: there is no history yet.
+        mixed = PROMPT in phases and RESPONSE in phases
+        if RESPONSE in phases and not (mixed and (cached or store is None)):
+            if every_token and not cached:
                 raise ValueError(
                     f"policy: {type(self.policy).__name__} decides for every token and needs a KV cache, so that what "
                     "was decided for a token stays; got a call without one (use_cache=False)"
                 )
             if not self._responding or every_token:
+                self._decide(_history(store, batch, self.layers, start if cached else None), RESPONSE, batch)
                 self._responding = True
-                self._decide(_history(store, batch, self.layers), RESPONSE, batch)
-        elif self._responding:
+        elif self._responding and not mixed:
+            self._decide(_history(store, batch, self.layers, start if cached else None), PROMPT, batch)
             self._responding = False
-            self._decide(_history(store, batch, self.layers), PROMPT, batch)
         chosen = self._chosen(phases, batch)
         if chosen.rows == batch and phases[0] == RESPONSE:
+            ended = None if generation is None else generation.ended
             if ended is not None and len(ended) == batch:
                 self._ended.send(ended)
             flags = gone.tolist() if gone is not None and len(gone) == batch else []
             if any(flags):
                 # No half is launched that every row still going on goes without.
                 if self._live is None or self._live[0] != flags:
-                    self._live = (flags, schedules.of_phase(self.plan.response, flags))
+                    self._live = (flags, schedules.of_phase(self.plan.response, RESPONSE, flags))
                 chosen = self._live[1]
-        if chosen.rows is not None:
-            if chosen.rows not in (batch, batch * len(phases)):
-                raise ValueError(f"plan: it was made for {chosen.rows} batch rows; got a batch of {batch}")
-            if beams:
-                raise ValueError(
-                    "plan: its rows differ, and beam search moves rows between beams unseen; use a plan that is the "
-                    "same for all rows, or num_beams=1"
-                )
+        _check_rows(chosen, batch, batch * len(phases))
+        if chosen.rows is not None and generation is not None and generation.beams:
+            raise ValueError(
+                "plan: its rows differ, and beam search moves rows between beams unseen; use a plan that is the "
+                "same for all rows, or num_beams=1"
+            )
+        return chosen
+
+    def in_force(self, phase: int, batch: int) -> Schedule:
+        """The schedule of a call that is no token's: of a processor that runs the model for itself, say."""
+        chosen = self._schedules[phase]
+        _check_rows(chosen, batch, batch)
         return chosen
 
     def _chosen(self, phases: list[int], batch: int) -> Schedule:
         first, last = phases[0], phases[-1]
-        if first == last or self._schedules[PROMPT] is self._schedules[RESPONSE]:
+        if first == last or self.plan.prompt == self.plan.response:
             return self._schedules[last]
-        return schedules.of_phases([self.plan.phase(PHASES[phase]) for phase in phases], batch)
+        return schedules.of_phases([self.plan.phase(PHASES[phase]) for phase in phases], last, batch)
 
     def _decide(self, history: History | None, phase: int, batch: int) -> None:
         decision = self.policy.decide(history, PHASES[phase])
@@ -189,8 +205,7 @@ class Skipper:
         if isinstance(decision, VoidPlan):
             self._adopt(decision)
             return
-        # Deterministic: this call runs everything, the next one follows the table, however fast the machine is.
-        self._adopt(VoidPlan.dense(self.layers))
+        # Deterministic: this call goes on as before, the next one follows the table, however fast the machine is.
         self._pending.send(decision)
 
     def _adopt(self, plan: VoidPlan) -> None:
@@ -198,8 +213,7 @@ class Skipper:
             return
         self.plan = plan
         self._live = None
-        prompt = schedules.of_phase(plan.prompt)
-        self._schedules = [prompt, prompt if plan.prompt == plan.response else schedules.of_phase(plan.response)]
+        self._schedules = [schedules.of_phase(plan.phase(name), phase) for phase, name in enumerate(PHASES)]
 
 
 class _Arriving:
@@ -239,14 +253,20 @@ def plan_of_table(table: Tensor) -> VoidPlan:
     return VoidPlan(prompt=VoidPlan.dense(table.shape[1]).prompt, response=phase, fingerprint=None, source="table")
 
 
-def _history(store: TraceStore | None, batch: int, layers: int) -> History:
+def _check_rows(schedule: Schedule, *fitting: int) -> None:
+    if schedule.rows is not None and schedule.rows not in fitting:
+        raise ValueError(f"plan: it was made for {schedule.rows} batch rows; got a batch of {fitting[0]}")
+
+
+def _history(store: TraceStore | None, batch: int, layers: int, end: int | None) -> History:
+    """The positions below ``end``, which a cache still holds; None: all."""
     if store is None:
         empty = torch.empty(batch, 0, layers + 1)
         return History(empty, empty[..., 1:].bool(), empty[..., 0].bool(), None, [])
     return History(
-        norms=store.view("norms"),
-        executed=store.view("executed"),
-        mask=store.view("mask"),
-        updates=store.view("updates") if store.has("updates") else None,
-        phases=list(store.phase),
+        norms=store.view("norms")[:, :end],
+        executed=store.view("executed")[:, :end],
+        mask=store.view("mask")[:, :end],
+        updates=store.view("updates")[:, :end] if store.has("updates") else None,
+        phases=store.phase[:end],
     )
