@@ -270,3 +270,38 @@ def test_a_cache_with_holes_can_be_saved(tiny: Any, padded_batch: Any) -> None:
         assert torch.equal(model(ids[:, :1], past_key_values=restored).logits, expected)
     with pytest.raises(CacheHoleError):
         model(ids[:, :1], past_key_values=again)
+
+
+@torch.no_grad()
+def test_a_plan_for_another_checkpoint_has_to_be_forced(tiny: Any, padded_batch: Any) -> None:
+    model, other = tiny("llama"), tiny("llama")
+    other.model.norm.weight.mul_(2)
+    plan = VoidPlan.from_layers(other, skip=[2])
+    with pytest.raises(ValueError, match="norm weights are not those"):
+        void_ext.patch(model, mode="skip", plan=plan)
+    with pytest.raises(ValueError, match="force: expected mode='skip'"):
+        void_ext.patch(model, force=True)
+    with void_ext.patch(model, mode="skip", plan=plan, force=True) as handle:
+        model(padded_batch[0])
+        assert handle.counters.prompt.layers_skipped == 1
+
+
+@torch.no_grad()
+def test_costs_choose_how_rows_that_differ_are_run(tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama")
+    ids = padded_batch[0]
+    mlps = ((SKIP,) * LAYERS, (SKIP,) * LAYERS, (RUN,) * LAYERS)
+    phase = PhasePlan(((RUN,) * LAYERS,) * 3, mlps)
+    plan = VoidPlan(phase, phase)
+    # Dispatching costs nothing, or rows cost nothing: packed, or dense.
+    packed = void_ext.CostModel(floor=0.0, per_row=1.0, per_byte=0.0, launch=0.0, width=32, itemsize=4)
+    dense = void_ext.CostModel(floor=0.0, per_row=0.0, per_byte=1.0, launch=1.0, width=32, itemsize=4)
+    logits = []
+    for costs, rows in ((packed, 9), (dense, 27)):
+        with void_ext.patch(model, mode="skip", plan=plan, costs=costs) as handle:
+            logits.append(model(ids).logits)
+            assert handle.counters.prompt.rows_computed == LAYERS * (27 + rows)
+            assert handle.counters.prompt.rows_needed == LAYERS * (27 + 9)
+    assert_close(logits[0], logits[1], NEAR)
+    with pytest.raises(TypeError, match="costs: expected a CostModel"):
+        void_ext.patch(model, mode="skip", plan=plan, costs=1.0)

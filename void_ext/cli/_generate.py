@@ -71,11 +71,12 @@ def _skip_options(arguments: argparse.Namespace, model: PreTrainedModel, plan: V
             phase=arguments.phase or "both",
         )
     if plan is not None:
-        return {"mode": "skip", "plan": plan}
+        return {"mode": "skip", "plan": plan, "force": arguments.force_plan}
     bounds = {"alpha": arguments.alpha, "protect": tuple(arguments.protect or ())}
     if arguments.policy == "halt":
         return {"mode": "skip", "policy": policies.HaltPlan(**bounds)}
-    bounds |= {"signal": arguments.signal or "delta", "budget": arguments.budget}
+    bounds |= {"signal": arguments.signal or "delta", "budget": arguments.budget, "at_least": arguments.at_least}
+    bounds |= {"granularity": arguments.granularity or "token"}
     if arguments.policy == "refresh":
         return {"mode": "skip", "policy": policies.RefreshPlan(every=arguments.every or 8, **bounds)}
     return {"mode": "skip", "policy": policies.PromptPlan(**bounds)}

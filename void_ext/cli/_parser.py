@@ -58,9 +58,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--every", type=_every, metavar="K", help="with --policy refresh (default 8)")
     group.add_argument("--budget", type=_positive, metavar="N", help="with a policy: at most so many layers")
+    group.add_argument("--at-least", type=_positive, metavar="N", help="with a policy: at least so many layers")
+    group.add_argument("--granularity", choices=_options.GRANULARITIES, help="with a policy: one verdict per … (token)")
     group.add_argument("--signal", choices=_SIGNALS, help="with a policy: what ranks layers (default delta)")
     group.add_argument("--protect", type=_layers, metavar="L,L-L", help="with a policy: layers that always run")
     group.add_argument("--save-plan", metavar="FILE", help="keep the plan that was in force at the end, as JSON")
+    group.add_argument("--force-plan", action="store_true", help="take a plan made for another checkpoint")
     _add_judging(group)
     _add_generation(parser)
     group = parser.add_argument_group("results")
@@ -162,12 +165,11 @@ def check_skipping(arguments: argparse.Namespace) -> None:
         arguments.parser.error(f"expected one of --plan, --skip (or --skip-attention, --skip-mlp), --policy; got {got}")
     needs = {"every": arguments.policy == "refresh", "phase": bool(layers)}
     needs |= {"budget": arguments.policy in ("prompt", "refresh"), "protect": arguments.policy is not None}
-    needs["signal"] = needs["budget"]
+    needs |= dict.fromkeys(("signal", "at_least", "granularity"), needs["budget"])
     for name, fits in needs.items():
         if getattr(arguments, name) is not None and not fits:
-            arguments.parser.error(
-                f"argument --{name}: has no meaning with --{ways[0]} {arguments.policy or ''}".rstrip()
-            )
+            way = f"--{ways[0]} {arguments.policy or ''}".rstrip()
+            arguments.parser.error(f"argument --{name.replace('_', '-')}: has no meaning with {way}")
 
 
 def _lazy(module: str) -> Callable[..., int]:

@@ -59,6 +59,7 @@ class Call:
         self.doubtful = False
         self.schedule = schedule  # None: everything runs
         self.counters = counters
+        self.costs = skipper.costs if skipper is not None else None
         self.guarded = False  # the cache's ledger was asked, and is to be told
         self.launched: list[tuple[int, int, int, int]] = []  # layer, what of its attention and MLP, rows of the MLP
         self.halted: Tensor | None = None  # [rows] bool, where a policy decides inside of the call

@@ -15,6 +15,7 @@ from torch import nn
 from void_ext import _library, _options
 from void_ext._selection import Criterion
 from void_ext.counters import Counters
+from void_ext.dispatch import CostModel
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.fused import PreNormForward
 from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
@@ -51,6 +52,8 @@ def patch(
     halves: bool = False,
     plan: VoidPlan | None = None,
     policy: Policy | None = None,
+    force: bool = False,
+    costs: CostModel | None = None,
     **unknown: Any,
 ) -> Handle:
     r"""Watch the residual stream of a transformers causal language model.
@@ -74,6 +77,9 @@ def patch(
         halves: also record the norm after each layer's attention add (fused families only; free there).
         plan: with ``mode="skip"``, what is skipped; short for ``policy=StaticPlan(plan)``.
         policy: with ``mode="skip"``, what decides from the norms so far what is skipped (:mod:`void_ext.policies`).
+        force: take a plan made for another checkpoint of the same architecture.
+        costs: how ``mode="skip"`` chooses between running an MLP densely or packed where rows differ
+            (:class:`void_ext.CostModel`); None: the same choice on every machine.
 
     Raises:
         TypeError, ValueError: an argument is not what was expected; the message names it.
@@ -93,7 +99,12 @@ def patch(
     _options.check_choice("fuse", fuse, _options.FUSES)
     _options.check_choice("granularity", granularity, _options.GRANULARITIES)
     alpha = _options.check_alpha(alpha)
-    for name, value in (("reference_quirks", reference_quirks), ("updates", updates), ("halves", halves)):
+    for name, value in (
+        ("reference_quirks", reference_quirks),
+        ("updates", updates),
+        ("halves", halves),
+        ("force", force),
+    ):
         _options.check_flag(name, value)
     if reference_quirks and granularity != "token":
         raise ValueError(f"granularity: expected 'token' with reference_quirks=True, got {granularity!r}")
@@ -102,8 +113,12 @@ def patch(
         updates = updates or bool(getattr(policy, "needs_updates", False))
         if reference_quirks:
             raise ValueError("reference_quirks: expected False with mode='skip'; the paper's code skips nothing")
-    elif plan is not None or policy is not None:
-        raise ValueError(f"{'plan' if plan is not None else 'policy'}: expected mode='skip' with it, got {mode!r}")
+    else:
+        for name, given in (("plan", plan), ("policy", policy), ("costs", costs), ("force", force or None)):
+            if given is not None:
+                raise ValueError(f"{name}: expected mode='skip' with it, got {mode!r}")
+    if costs is not None and not isinstance(costs, CostModel):
+        raise TypeError(f"costs: expected a CostModel or None, got {type(costs).__name__}")
     stack = find_decoder_stack(model)
     for module in model.modules():
         if _MARK in module.__dict__:
@@ -119,7 +134,7 @@ def patch(
     form, why = _common_form(stack)
     if halves and form is None:
         raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
-    skipper = _skipper(stack, form, why, policy) if policy is not None else None
+    skipper = _skipper(stack, form, why, policy, force, costs) if policy is not None else None
 
     recording = Recording(
         layers=len(stack.layers),
@@ -185,7 +200,9 @@ def _check_policy(plan: Any, policy: Any) -> Policy:
     return policy  # type: ignore[no-any-return]
 
 
-def _skipper(stack: DecoderStack, form: PreNormForm | None, why: str, policy: Policy) -> Skipper:
+def _skipper(
+    stack: DecoderStack, form: PreNormForm | None, why: str, policy: Policy, force: bool, costs: CostModel | None
+) -> Skipper:
     """Raises where this model's layers cannot be skipped, or the plan is for another model."""
     if form is None:
         raise UnsupportedModelError(
@@ -198,12 +215,12 @@ def _skipper(stack: DecoderStack, form: PreNormForm | None, why: str, policy: Po
             raise UnsupportedModelError(f"mode: 'skip' cannot make K and V alone for this model; {why}")
     plan = getattr(policy, "plan", None)
     if isinstance(plan, VoidPlan):
-        plan.check(stack.model)
+        plan.check(stack.model, force)
     criterion = getattr(policy, "criterion", None)
     if isinstance(criterion, Criterion):  # now, not when the first prompt has been read
         criterion.protected(len(stack.layers))
         criterion.limits(len(stack.layers))
-    return Skipper(policy, len(stack.layers), tuple(HalfBytes.of(layer, form) for layer in stack.layers))
+    return Skipper(policy, len(stack.layers), tuple(HalfBytes.of(layer, form) for layer in stack.layers), costs)
 
 
 class Handle:

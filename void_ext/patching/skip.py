@@ -92,6 +92,7 @@ class SkipForward(PreNormForward):
                 on[1],
                 lambda rows: modules[form.mlp](modules[form.post_norm](rows)),
                 count=schedule.counts(index, call.batch, call.length)[1],
+                costs=call.costs,
             )
             if result is not middle and call.streams is None:
                 call.tap(call.norms, index + 1, result)

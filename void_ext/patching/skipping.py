@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from void_ext.counters import Counters, PhaseCounters
+from void_ext.dispatch import CostModel
 from void_ext.patching import schedule as schedules
 from void_ext.patching.call import Call
 from void_ext.patching.registry import PreNormForm
@@ -45,7 +46,8 @@ class HalfBytes:
 class Skipper:
     """What is skipped in the calls of one patched model: the policy, the plan in force and its schedules."""
 
-    def __init__(self, policy: Any, layers: int, weight_bytes: tuple[HalfBytes, ...]):
+    def __init__(self, policy: Any, layers: int, weight_bytes: tuple[HalfBytes, ...], costs: CostModel | None = None):
+        self.costs = costs
         self.policy = policy
         self.layers = layers
         self.weight_bytes = weight_bytes
@@ -59,10 +61,10 @@ class Skipper:
         self._adopt(self.plan)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"policy": self.policy, "layers": self.layers, "weight_bytes": self.weight_bytes}
+        return {name: getattr(self, name) for name in ("policy", "layers", "weight_bytes", "costs")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Skipper.__init__(self, state["policy"], state["layers"], state["weight_bytes"])
+        Skipper.__init__(self, **state)
 
     @property
     def halts(self) -> bool:
