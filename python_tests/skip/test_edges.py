@@ -305,3 +305,21 @@ def test_costs_choose_how_rows_that_differ_are_run(tiny: Any, padded_batch: Any)
     assert_close(logits[0], logits[1], NEAR)
     with pytest.raises(TypeError, match="costs: expected a CostModel"):
         void_ext.patch(model, mode="skip", plan=plan, costs=1.0)
+
+
+@torch.no_grad()
+def test_a_saved_trace_knows_what_ran(tiny: Any, padded_batch: Any, tmp_path: Any) -> None:
+    model = tiny("llama")
+    ids, mask = padded_batch
+    with void_ext.patch(model, mode="skip", policy=PromptPlan(budget=2, at_least=2)) as handle:
+        model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+        trace = handle.trace
+    trace.save(tmp_path / "trace.safetensors")
+    loaded = void_ext.Trace.load(tmp_path / "trace.safetensors")
+    assert not trace.response.executed.all()
+    for phase in ("prompt", "response"):
+        before, after = getattr(trace, phase), getattr(loaded, phase)
+        assert torch.equal(before.executed, after.executed)
+        assert torch.equal(before.active(0.3), after.active(0.3))
+        assert not (after.active(0.0) & ~after.executed).any()
+    trace.plot(tmp_path / "trace.png")
