@@ -1,4 +1,4 @@
-"""The promises of mode ``trace`` on real weights: SmolLM2-135M as Llama, as Mistral and as Qwen2."""
+"""The promises of modes ``trace`` and ``skip`` on real weights: SmolLM2-135M as Llama, as Mistral and as Qwen2."""
 
 from __future__ import annotations
 
@@ -48,6 +48,42 @@ def test_logits_are_bitwise_equal(loaded: Any) -> None:
     assert handle.trace.response.norms.shape == (1, 6, 31)
     usage = handle.trace.prompt.usage(0.8)
     assert 0.1 < float(usage.mean()) < 0.35  # the paper's rule calls most of SmolLM2's layers void at this alpha
+
+
+@torch.no_grad()
+def test_skipping_is_the_model_that_lacks_the_layers(loaded: Any) -> None:
+    """Bit for bit: what remains runs on the same rows in the same way."""
+    model, tokenizer = loaded
+    skip = [0, 13, 14, 25]
+    ids = tokenizer(QUESTION, return_tensors="pt").input_ids
+
+    def run() -> list[torch.Tensor]:
+        output = model(input_ids=ids, use_cache=True)
+        logits = [output.logits]
+        for _ in range(3):
+            token = logits[-1][:, -1:].argmax(-1)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            logits.append(output.logits)
+        return logits
+
+    with void_ext.patch(model, mode="skip", plan=void_ext.VoidPlan.from_layers(model, skip=skip)) as handle:
+        actual = run()
+        assert handle.counters is not None
+        assert handle.counters.total.layers_skipped == 4 * len(skip)
+    layers, config = model.model.layers, model.config
+    kept = [layer for index, layer in enumerate(layers) if index not in skip]
+    try:
+        model.model.layers = torch.nn.ModuleList(kept)
+        config.num_hidden_layers = len(kept)
+        for index, layer in enumerate(kept):
+            layer.self_attn.layer_idx = index
+        expected = run()
+    finally:
+        model.model.layers, config.num_hidden_layers = layers, len(layers)
+        for index, layer in enumerate(layers):
+            layer.self_attn.layer_idx = index
+    for step, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert_bits_equal(ours, theirs, f"logits of step {step}")
 
 
 class CountAllocations(torch.utils._python_dispatch.TorchDispatchMode):
