@@ -167,6 +167,24 @@ def test_random_shapes(rows: int, width: int, pad: int, column: int, dtype: torc
     assert norms.count_nonzero() == norms[:rows, column].count_nonzero()
 
 
+@pytest.mark.parametrize("width", [4096, 4095])
+def test_rows_past_the_caches(device, dtype, width: int, random_rows, table) -> None:
+    """16 MiB and more, which the CPU kernel writes around its caches where rows are aligned: the bits of few rows."""
+    rows = 2**24 // (width * dtype.itemsize) + 2
+    few = random_rows(7, width), random_rows(7, width, seed=1)
+    residual, update = (part.repeat(-(-rows // 7), 1)[:rows] for part in few)
+    for wanted in (False, True):
+        norms, updates = table(rows, 2), table(rows, 1) if wanted else None
+        small, small_updates = table(7, 2), table(7, 1) if wanted else None
+        h = ops.add_l2norm(residual, update, norms, 1, updates)
+        assert_bits_equal(h, residual + update)
+        ops.add_l2norm(*few, small, 1, small_updates)
+        repeated = torch.arange(rows, device=device) % 7
+        assert_bits_equal(norms[:, 1], small[repeated, 1])
+        if updates is not None and small_updates is not None:
+            assert_bits_equal(updates[:, 0], small_updates[repeated, 0])
+
+
 def test_large_tables_use_wide_offsets(device) -> None:
     """Two rows more than 2^31 bytes apart, in norms and in the stream, without touching what lies between."""
     far = 2**29 + 8

@@ -39,6 +39,8 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for width in (1, 3, 15, 16, 17, 63, 64, 65, 127, 576, 577, 3584, 4095, 4096, 4097, 9001):
         feed(torch.randn(3, width).to(dtype), torch.randn(3, width).to(dtype))
         feed(torch.randn(3, width + 1).to(dtype)[:, 1:], torch.randn(3, width).to(dtype))
+    large = torch.randn(2**24 // (4096 * dtype.itemsize) + 1, 4096).to(dtype)  # written around the caches
+    feed(large, large.flip(0))
     inf = float("inf")
     values = torch.tensor([0.0, -0.0, 1.0, inf, -inf, inf - inf, 1e-45, 1e-40, 6e-8, 65504.0, 3e38])
     pairs = torch.cartesian_prod(values, values).to(dtype)
