@@ -179,7 +179,7 @@ def prompt_length(batch: int) -> int:
 
 def spread(layers: int, count: int) -> list[int]:
     """``count`` layers spread evenly between the first two and the last."""
-    inner = list(range(2, layers - 1))
+    inner = list(range(2, layers - 1)) or list(range(layers))
     return [inner[(2 * i + 1) * len(inner) // (2 * count)] for i in range(count)]
 
 

@@ -116,7 +116,8 @@ class _Panel:
 
     @property
     def void_share(self) -> float:
-        return 1 - float(np.mean(self.usage)) if self.real.any() else math.nan
+        """Of the real tokens' layers, those that ran and were not active: a layer that was skipped showed nothing."""
+        return float((self.executed & ~self.active)[self.real].mean()) if self.real.any() else math.nan
 
     def label(self, cell: float, font: Font) -> None:
         """Choose the tokens that have room for a label where rows are ``cell`` inches high."""

@@ -24,22 +24,22 @@ class Schedule:
         attention: per layer NONE (nothing is launched), PROJECT (K and V for the cache), ALL or SOME rows.
         mlp: per layer NONE, ALL or SOME.
         attention_rows, mlp_rows: where SOME: which rows, ``[L, B]`` bool on the host; None in uniform schedules.
-        dense: every half runs for every row.
+        phase: of the call's last position, for the counters.
+        skipped: layers whose K and V are not made: what leaves holes in a cache.
+        needed: the others.
     """
 
     attention: list[int]
     mlp: list[int]
     attention_rows: Tensor | None = None
     mlp_rows: Tensor | None = None
-    phase: int = 0  # whose calls these are, for the counters
-    dense: bool = field(init=False)
-    skipped: tuple[int, ...] = field(init=False)  # layers whose K and V are not made: what leaves holes
-    needed: tuple[int, ...] = field(init=False)  # the others
+    phase: int = 0
+    skipped: tuple[int, ...] = field(init=False)
+    needed: tuple[int, ...] = field(init=False)
     _executed: Tensor | None = field(default=None, repr=False)
     _masks: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.dense = all(code == ALL for code in (*self.attention, *self.mlp))
         self.skipped = tuple(layer for layer, code in enumerate(self.attention) if code == NONE)
         self.needed = tuple(layer for layer, code in enumerate(self.attention) if code != NONE)
 
