@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from void_ext.patching import call
-
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -17,11 +15,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=[True, False], ids=["deferred", "as-they-run"])
-def both_ways_of_taking_norms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows on a CPU have their norms taken at the end of a call, many in each layer's add: models this small need
-    the threshold moved to see the second way."""
-    if not request.param:
-        monkeypatch.setattr(call, "_DEFERRED_ELEMENTS", 0)

@@ -152,7 +152,7 @@ class Skipper:
         table = self._pending.take()
         if table is not None:
             self._adopt(plan_of_table(table))
-        gone = self._ended.take() if generation is not None else None
+        gone = self._ended.take()
         every_token = bool(getattr(self.policy, "every_token", False))
         # A call with candidates behind its prompt (assisted generation) is not asked about: there is no history yet.
         mixed = PROMPT in phases and RESPONSE in phases
