@@ -38,6 +38,22 @@ class Evidence:
         return Evidence(self.signal + other.signal, self.change + other.change, self.count + other.count)
 
 
+def values(signal: str, norms: Tensor, updates: Tensor | None = None) -> Tensor:
+    """What each unit's signal says of each token, ``[..., units]`` float64; ``"delta"``: the signed delta itself."""
+    before, after = norms[..., :-1].double(), norms[..., 1:].double()
+    change = after - before
+    if signal == "delta":
+        return change
+    if signal == "abs_delta":
+        return change.abs()
+    assert updates is not None
+    wide = updates.double()
+    if signal == "relative_update":
+        return wide / before
+    # u^2 - gap^2 as a product: the textbook form takes two nearly equal squares from each other.
+    return (wide - change.abs()) * (wide + change.abs()) / (2 * before * after)
+
+
 def gather(
     signal: str, norms: Tensor, judged: Tensor, voids: Tensor | None = None, updates: Tensor | None = None
 ) -> Evidence:
@@ -45,21 +61,12 @@ def gather(
 
     ``voids`` is needed for ``"delta"``, ``updates`` for ``"relative_update"`` and ``"cosine"``.
     """
-    before, after = norms[..., :-1].double(), norms[..., 1:].double()
-    change = (after - before).abs()
+    change = (norms[..., 1:].double() - norms[..., :-1].double()).abs()
     if signal == "delta":
         assert voids is not None
         value = voids.double()
-    elif signal == "abs_delta":
-        value = change
     else:
-        assert updates is not None
-        wide = updates.double()
-        if signal == "relative_update":
-            value = wide / before
-        else:
-            # u^2 - gap^2 as a product: the textbook form takes two nearly equal squares from each other.
-            value = (wide - change) * (wide + change) / (2 * before * after)
+        value = values(signal, norms, updates)
     # Chosen, not multiplied: a padded position may hold inf or NaN.
     return Evidence(
         torch.where(judged, value, 0.0).sum(1), torch.where(judged, change, 0.0).sum(1), judged.double().sum(1)

@@ -302,7 +302,9 @@ def test_policies_say_what_they_are() -> None:
     )
     assert PromptPlan(0.5).decide(history(), "response").source == repr(PromptPlan(0.5))
     assert repr(RefreshPlan(4)).startswith("RefreshPlan(every=4, signal='delta'")
-    assert repr(HaltPlan(min_layers=3)).startswith("HaltPlan(alpha=0.8, min_layers=3, budget=None")
+    assert repr(HaltPlan(min_layers=3)).startswith(
+        "HaltPlan(alpha=0.8, min_layers=3, granularity='token', signal='delta'"
+    )
 
 
 # ---- RefreshPlan ----
@@ -437,7 +439,7 @@ WAITING = {"item", "cpu", "tolist", "nonzero", "numpy", "to", "is_nonzero", "equ
 
 def on_the_device() -> list[Callable[..., Any]]:
     found: list[Callable[..., Any]] = [RefreshPlan.decide, RefreshPlan._table, RefreshPlan._updates]
-    found += [HaltPlan.decide, HaltPlan.runs, HaltPlan.step]
+    found += [HaltPlan.decide, HaltPlan.runs, HaltPlan.step, HaltPlan._void]
     found += [value for value in vars(_ranking).values() if inspect.isfunction(value)]
     found += [_ranking.Evidence.pooled, _ranking.Evidence.__add__]
     return [function for function in found if function.__module__ in (policies.__name__, _ranking.__name__)]
@@ -544,6 +546,59 @@ def test_halting_is_the_definition(
     assert policy.by_row
 
 
+@given(
+    seed=st.integers(0, 500),
+    alpha=st.sampled_from([0.1, 0.8]),
+    signal=st.sampled_from(["delta", "abs_delta", "relative_update", "cosine"]),
+    granularity=st.sampled_from(["token", "sequence", "batch"]),
+)
+def test_halting_by_signal_and_granularity_is_the_definition(
+    seed: int, alpha: float, signal: str, granularity: str
+) -> None:
+    batch, length = 3, 4
+    random = torch.Generator().manual_seed(seed)
+    norms = torch.rand(batch * length, LAYERS + 1, generator=random) * 9 + 1
+    gaps = (norms[:, 1:] - norms[:, :-1]).abs()
+    updates = gaps + torch.rand(batch * length, LAYERS, generator=random)
+    real = torch.rand(batch, length, generator=random) > 0.3
+    real[2] = False
+    policy = HaltPlan(alpha, signal=signal, granularity=granularity)
+    assert policy.by_row == (granularity != "batch")
+    assert policy.needs_updates == (signal in ("relative_update", "cosine"))
+    halted = torch.zeros(batch * length, dtype=torch.bool)
+    for layer in range(LAYERS):
+        halted = policy.step(norms, None, halted, layer, LAYERS, updates=updates, real=real, batch=batch)
+
+    groups: list[list[int]] = {
+        "token": [[row] for row in range(batch * length)],
+        "sequence": [[row * length + t for t in range(length)] for row in range(batch)],
+        "batch": [list(range(batch * length))],
+    }[granularity]
+    for members in groups:
+        told = members if granularity == "token" else [m for m in members if real.flatten()[m]]
+        n = norms[told].double().square().sum(0).sqrt().float().double().tolist()
+        u = updates[told].double().square().sum(0).sqrt().float().double().tolist()
+        said = [0.0] * LAYERS
+        for layer in range(LAYERS) if told else ():
+            gap = n[layer + 1] - n[layer]
+            if signal in ("delta", "abs_delta"):
+                said[layer] = gap if signal == "delta" else abs(gap)
+            elif signal == "relative_update":
+                said[layer] = u[layer] / n[layer]
+            else:
+                said[layer] = (u[layer] ** 2 - gap**2) / (2 * n[layer] * n[layer + 1])
+        voids = [
+            bool(told) and said[layer] < (alpha * (max(said[:layer]) - min(said[:layer])) if layer else 0.0) - 1e-6
+            for layer in range(LAYERS)
+        ]
+        near = [
+            layer > 0 and abs(said[layer] - alpha * (max(said[:layer]) - min(said[:layer]))) <= 1e-6
+            for layer in range(LAYERS)
+        ]
+        if not any(near):
+            assert {bool(halted[m]) for m in members} == {any(voids)}
+
+
 def test_layers_that_did_not_run_halt_nobody() -> None:
     norms = torch.tensor([[10.0, 14.0, 15.0, 14.0, 17.0, 21.0]] * 2)  # layers 2 and 3 are voids at 0.8
     executed = torch.tensor([[True] * 5, [True, True, False, True, True]])
@@ -562,6 +617,12 @@ def test_halt_plan_refuses() -> None:
         HaltPlan().step(torch.zeros(2, 4), None, halted, 3)
     with pytest.raises(ValueError, match="layers: expected the number of layers, which a budget needs, got None"):
         HaltPlan(budget=2).step(torch.zeros(2, 4), None, halted, 2)
+    with pytest.raises(ValueError, match=r"updates: expected \[rows, 3\] with signal 'cosine', got None"):
+        HaltPlan(signal="cosine").step(torch.zeros(2, 4), None, halted, 2)
+    with pytest.raises(ValueError, match="signal: expected one of 'delta'"):
+        HaltPlan(signal="norm")
+    with pytest.raises(ValueError, match="granularity: expected one of 'token'"):
+        HaltPlan(granularity="layer")
     with pytest.raises(ValueError, match="min_layers: expected an int >= 1, got 0"):
         HaltPlan(min_layers=0)
     with pytest.raises(TypeError, match="min_layers: expected an int >= 1, got float 2"):

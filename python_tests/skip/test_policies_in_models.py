@@ -204,6 +204,25 @@ def test_halt_plan(cache: str | None, fuse: str, protect: tuple[int, ...], tiny:
     assert not trace.prompt.executed.all()
 
 
+@pytest.mark.parametrize("signal", ["delta", "abs_delta", "relative_update", "cosine"])
+@pytest.mark.parametrize("granularity", ["sequence", "batch"])
+def test_halt_plan_of_rows_together(granularity: str, signal: str, tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama")
+    policy = HaltPlan(0.9, granularity=granularity, signal=signal, protect_default=False)
+    with void_ext.patch(model, mode="skip", policy=policy) as handle:
+        out = generate(model, padded_batch)
+        check_against_the_oracle(model, out, padded_batch[1], handle.trace)
+        trace = handle.trace
+    for part in (trace.prompt, trace.response):
+        for token in range(part.executed.shape[1]):
+            # What halts together in a forward: the prompt of a row, or all of it; a token of all rows.
+            shared = part.executed[:, 0] if part is trace.prompt else part.executed[:, token]
+            assert torch.equal(part.executed[:, token], shared)
+            if granularity == "batch":
+                assert (shared == shared[0]).all()
+    assert not trace.prompt.executed.all()
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -74,7 +74,8 @@ def _skip_options(arguments: argparse.Namespace, model: PreTrainedModel, plan: V
         return {"mode": "skip", "plan": plan, "force": arguments.force_plan}
     bounds = {"alpha": arguments.alpha, "protect": tuple(arguments.protect or ())}
     if arguments.policy == "halt":
-        return {"mode": "skip", "policy": policies.HaltPlan(**bounds)}
+        bounds |= {"signal": arguments.signal or "delta", "granularity": arguments.granularity or "token"}
+        return {"mode": "skip", "policy": policies.HaltPlan(budget=arguments.budget, **bounds)}
     bounds |= {"signal": arguments.signal or "delta", "budget": arguments.budget, "at_least": arguments.at_least}
     bounds |= {"granularity": arguments.granularity or "token"}
     if arguments.policy == "refresh":

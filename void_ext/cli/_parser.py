@@ -164,8 +164,8 @@ def check_skipping(arguments: argparse.Namespace) -> None:
         got = " and ".join(f"--{name}" for name in ways) or "none"
         arguments.parser.error(f"expected one of --plan, --skip (or --skip-attention, --skip-mlp), --policy; got {got}")
     needs = {"every": arguments.policy == "refresh", "phase": bool(layers)}
-    needs |= {"budget": arguments.policy in ("prompt", "refresh"), "protect": arguments.policy is not None}
-    needs |= dict.fromkeys(("signal", "at_least", "granularity"), needs["budget"])
+    needs |= dict.fromkeys(("budget", "protect", "signal", "granularity"), arguments.policy is not None)
+    needs["at_least"] = arguments.policy in ("prompt", "refresh")
     for name, fits in needs.items():
         if getattr(arguments, name) is not None and not fits:
             way = f"--{ways[0]} {arguments.policy or ''}".rstrip()

@@ -125,7 +125,16 @@ class Call:
         self._executed.append(on)
         executed = torch.stack(self._executed, 1)
         norms = self.norms[: self.batch * self.length, : index + 2]
-        self.halted = self._halting.step(norms, executed, self.halted, index, self.recording.layers)
+        self.halted = self._halting.step(
+            norms,
+            executed,
+            self.halted,
+            index,
+            self.recording.layers,
+            updates=None if self.updates is None else self.updates[: norms.shape[0], : index + 1],
+            real=self.real,
+            batch=self.batch,
+        )
 
     def untouched(self, stream: Tensor) -> bool:
         """Whether ``stream`` is what the layer before left, and nobody can have written to it since."""
