@@ -34,7 +34,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--skip", "3", "--budget", "2"], "argument --budget: has no meaning with --skip"),
         (["--policy", "prompt", "--every", "4"], "argument --every: has no meaning with --policy prompt"),
         (["--policy", "refresh", "--every", "2"], "--every: expected a whole number >= 3, got '2'"),
-        (["--policy", "halt", "--signal", "cosine"], "argument --signal: has no meaning with --policy halt"),
+        (["--policy", "halt", "--at-least", "2"], "argument --at-least: has no meaning with --policy halt"),
         (["--policy", "prompt", "--phase", "prompt"], "argument --phase: has no meaning with --policy prompt"),
         (["--policy", "prompt", "--alpha", "nan"], "--alpha"),
     ],
