@@ -75,6 +75,11 @@ def _digest(function: Any) -> str:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     if not isinstance(tree, ast.FunctionDef):
         raise TypeError(f"{function} is not a plain function")
+    return digest_of_source(tree)
+
+
+def digest_of_source(tree: ast.FunctionDef) -> str:
+    """:func:`digest` of a function that was parsed and not imported."""
     body = tree.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
