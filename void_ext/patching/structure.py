@@ -9,6 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+#: model types whose layers hand on something else than one vector per input token
+_OTHER_STREAMS = {
+    "deepseek_v4": "several streams per token (hyper-connections)",
+    "hy_v4": "several streams per token (hyper-connections)",
+    "prophetnet": "a stream for each n-gram ahead beside the tokens'",
+}
+
 
 class UnsupportedModelError(ValueError):
     """The model has no residual stream that could be traced; the message says why."""
@@ -58,6 +65,12 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
         raise UnsupportedModelError(
             f"model: {label} is an encoder-decoder; expected a decoder-only causal language model. Its decoder half "
             "can be traced where transformers loads it alone (for example BartForCausalLM)"
+        )
+    other = _OTHER_STREAMS.get(getattr(inner.config, "model_type", ""))
+    if other is not None:
+        raise UnsupportedModelError(
+            f"model: the layers of {label} hand on {other}; expected one residual stream, a vector per input token. "
+            "No mode supports it"
         )
     name, layers = _find_layers(inner, label)
     body = inner.get_submodule(name.rpartition(".")[0])

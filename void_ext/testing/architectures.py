@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one architecture: ``kind`` is fused, generic, refused, unbuildable, or a failure: differs, breaks."""
+    """What came of one architecture; ``kind``: fused, generic, refused, unbuildable, or a fault: differs, breaks."""
 
     name: str
     kind: str
@@ -67,7 +67,8 @@ def architectures() -> dict[str, tuple[type, type]]:
     found: dict[str, tuple[type, type]] = {}
     for config_class in MODEL_FOR_CAUSAL_LM_MAPPING.keys():  # noqa: SIM118 (a lazy mapping, whose iterator differs)
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-        for one in model_class if isinstance(model_class, (tuple, list)) else (model_class,):
+        classes: Any = model_class if isinstance(model_class, (tuple, list)) else (model_class,)
+        for one in classes:
             found.setdefault(one.__name__, (config_class, one))
     return dict(sorted(found.items()))
 
@@ -109,8 +110,10 @@ def snapshot(model: nn.Module) -> list[tuple[Any, ...]]:
     """What patching could leave behind: each module's attributes, hooks and forward."""
     hooks = [name for name in nn.Module().__dict__ if name.endswith("hooks") or "hooks_" in name]
     return [
-        (name, type(module), sorted(module.__dict__), module.__dict__.get("forward"))
-        + tuple(tuple(getattr(module, hook) or ()) for hook in hooks)
+        (
+            *(name, type(module), sorted(module.__dict__), module.__dict__.get("forward")),
+            *(tuple(getattr(module, hook) or ()) for hook in hooks),
+        )
         for name, module in model.named_modules()
     ]
 
@@ -249,6 +252,7 @@ REFUSALS = (
     ("states no num_hidden_layers", "no stack of layers"),
     ("decoder layers was found", "no stack of layers"),
     ("several stacks", "several stacks of layers"),
+    ("expected one residual stream", "not one stream per token"),
 )
 
 
@@ -266,7 +270,7 @@ def walk(only: list[str] | None = None, progress: bool = False) -> list[Outcome]
     """All architectures, or those named."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = []
@@ -278,7 +282,9 @@ def walk(only: list[str] | None = None, progress: bool = False) -> list[Outcome]
                     found.append(examine(name, config_class, model_class))
                     gc.collect()
                     if progress:
-                        print(f"{found[-1].name:45} {found[-1].kind:12} {found[-1].reason}", file=sys.stderr, flush=True)
+                        print(
+                            f"{found[-1].name:45} {found[-1].kind:12} {found[-1].reason}", file=sys.stderr, flush=True
+                        )
     finally:
         torch.set_num_threads(threads)
     return found
