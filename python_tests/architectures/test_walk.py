@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import transformers
 
 from void_ext.testing import architectures
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 #: the paper's families, fused weights, experts, two norms more, layers of other shapes, refusals
 SOME = (
     *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
     *("MixtralForCausalLM", "Gemma2ForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "OPTForCausalLM"),
     *("BloomForCausalLM", "FalconForCausalLM", "MambaForCausalLM", "DeepseekV4ForCausalLM", "ProphetNetForCausalLM"),
 )
-
-
-def documented() -> dict[str, architectures.Outcome]:
-    text = PAGE.read_text(encoding="utf-8")
-    if f"transformers {transformers.__version__}:" not in text:
-        pytest.skip(f"docs/compatibility.md is of another transformers than {transformers.__version__}")
-    return {outcome.name: outcome for outcome in architectures.read_table(text)}
 
 
 def compare(found: list[architectures.Outcome], page: dict[str, architectures.Outcome]) -> None:
@@ -33,8 +23,7 @@ def compare(found: list[architectures.Outcome], page: dict[str, architectures.Ou
     }
 
 
-def test_some_of_each_kind() -> None:
-    page = documented()
+def test_some_of_each_kind(page: dict[str, architectures.Outcome]) -> None:
     names = [name for name in SOME if name in page]
     assert len(names) == len(SOME)
     compare(architectures.walk(names), page)
@@ -42,8 +31,7 @@ def test_some_of_each_kind() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all() -> None:
-    page = documented()
+def test_all(page: dict[str, architectures.Outcome]) -> None:
     found = architectures.walk()
     assert {one.name for one in found} == set(page)
     compare(found, page)

@@ -46,7 +46,8 @@ LAYER_FORWARDS: dict[str, PreNormForm] = {
     ),
 }
 
-#: digests of an attention forward whose K and V are rotary(k_proj(x)) and v_proj(x), given to the cache's update
+#: digests of an attention forward whose K and V are rotary(k_proj(x)) and v_proj(x), given to the cache's update; where
+#: the attention has a k_norm, rotary(k_norm(k_proj(x))), normed per head
 ATTENTION_FORWARDS = frozenset(
     {
         "835f43318dc1eb22",  # transformers 4.57: llama, mistral, qwen2
@@ -55,6 +56,9 @@ ATTENTION_FORWARDS = frozenset(
         "6f87980ac0ee7e42",  # transformers 5.17 to 5.23: the same three
         "f3d3c6d20f5eb730",
         "1a25cc1c6a4b9039",
+        "5992781fd240c8a2",  # transformers 5.18: qwen3, qwen3_moe and others with a k_norm
+        "e2c02bad13bc4f71",  # seed_oss
+        "aeb13b50bc15fc99",  # starcoder2
     }
 )
 

@@ -114,7 +114,10 @@ def project(attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
     if cache is None:
         return
     shape = (*normed.shape[:-1], -1, attention.head_dim)
-    keys = attention.k_proj(normed).view(shape).transpose(1, 2)
+    keys = attention.k_proj(normed).view(shape)
+    if (norm := attention._modules.get("k_norm")) is not None:
+        keys = norm(keys)
+    keys = keys.transpose(1, 2)
     values = attention.v_proj(normed).view(shape).transpose(1, 2)
     cos, sin = kwargs["position_embeddings"]
     rotate = rotary_of(type(attention))

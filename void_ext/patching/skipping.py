@@ -38,7 +38,7 @@ class HalfBytes:
         norm, attention = getattr(layer, form.input_norm), getattr(layer, form.attention)
         return cls(
             attention=size(norm, attention),
-            project=size(norm, attention.k_proj, attention.v_proj),
+            project=size(norm, attention.k_proj, attention.v_proj, *filter(None, [attention._modules.get("k_norm")])),
             mlp=size(getattr(layer, form.post_norm), getattr(layer, form.mlp)),
         )
 
