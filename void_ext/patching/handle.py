@@ -65,12 +65,12 @@ def patch(
         model: a decoder-only ``PreTrainedModel``, or a wrapper (PEFT) around one.
         mode: ``"trace"`` runs all layers and gives the model's own output; ``"exit"`` runs all layers too, and gives
             the final norm and head of each token's last active layer (as the paper's code; it saves no time);
-            ``"skip"`` runs what the plan says and launches nothing else (llama, mistral, qwen2).
+            ``"skip"`` runs what the plan says and launches nothing else (architectures: docs/compatibility.md).
         alpha: threshold factor, dimensionless, finite and >= 0. A trace can be read at any other alpha later; in mode
             ``"exit"`` this one decides.
         fuse: ``"add"`` fuses the norm into the closing residual add of a layer, bit for bit the model's own output;
             ``"norm"`` also fuses the RMSNorms (at most 1 ulp on few elements). Used where the layer's own forward is
-            known (llama, mistral, qwen2); elsewhere hooks take the norms.
+            known (docs/compatibility.md); elsewhere hooks take the norms.
         granularity: one verdict per ``"token"``, per ``"sequence"`` or per ``"batch"`` of each forward call.
         reference_quirks: judge as the paper's published code does (:mod:`void_ext.quirks`).
         updates: also record ``||h_{l+1} - h_l||`` (one more pass over the stream per layer).
@@ -206,7 +206,7 @@ def _skipper(
     """Raises where this model's layers cannot be skipped, or the plan is for another model."""
     if form is None:
         raise UnsupportedModelError(
-            f"mode: 'skip' needs a model with a fused forward (llama, mistral, qwen2), got model_type "
+            f"mode: 'skip' needs a model with a fused forward (docs/compatibility.md lists them), got model_type "
             f"{stack.model_type!r}; {why}. mode='trace' and mode='exit' work"
         )
     for layer in stack.layers:
