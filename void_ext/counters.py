@@ -37,7 +37,15 @@ class PhaseCounters:
     weight_bytes: int = 0
 
     def __add__(self, other: PhaseCounters) -> PhaseCounters:
-        return PhaseCounters(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        result = PhaseCounters(**asdict(self))
+        result.add(other)
+        return result
+
+    def add(self, other: PhaseCounters) -> None:
+        """Add ``other`` to this one."""
+        mine = self.__dict__
+        for name, value in other.__dict__.items():
+            mine[name] += value
 
 
 @dataclass

@@ -245,9 +245,13 @@ class Call:
         if self.streams is None:
             return
         streams, self.streams = self.streams, None
-        column = torch.empty(len(streams) * self.batch * self.length, 1)
+        rows = self.norms.shape[0]
+        if rows == 1:
+            _row_l2norm(torch.stack(streams), self.norms[0, : len(streams)].unsqueeze(1), 0)
+            return
+        column = torch.empty(len(streams) * rows, 1)
         _row_l2norm(torch.stack(streams), column, 0)
-        self.norms[:, : len(streams)].copy_(column.view(len(streams), -1).T)
+        self.norms[:, : len(streams)].copy_(column.view(len(streams), rows).T)
 
     def _use(self, stream: Tensor) -> None:
         device = stream.device

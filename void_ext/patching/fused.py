@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from void_ext.patching.call import Call
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import PreNormForm
+from void_ext.patching.schedule import ALL, Schedule
 
 _add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default
 _add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.void_ext.add_rms_norm.default
@@ -43,6 +44,7 @@ class PreNormForward:
         self.following = following
         self.names = tuple(name for name, _ in form.arguments)
         self.needed = frozenset(self.names)
+        self.whole = (index, ALL, ALL, -1)
 
     @property
     def __wrapped__(self) -> Any:
@@ -54,6 +56,11 @@ class PreNormForward:
         if call is None:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
+        schedule = call.schedule
+        if schedule is not None:
+            if schedule.attention[index] != ALL or schedule.mlp[index] != ALL or call.halting:
+                return self._under_plan(call, schedule, hidden_states, args, kwargs)
+            call.launched.append(self.whole)
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
         streams = call.streams
         usual = not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
@@ -103,6 +110,12 @@ class PreNormForward:
             stream = add_and_norm(call, middle, update, call.norms, index + 1)
         call.leave(index, stream, hidden_states, doubtful=watched)
         return stream
+
+    def _under_plan(
+        self, call: Call, schedule: Schedule, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The layer where some rows, or all, go without one of its halves."""
+        raise NotImplementedError
 
     def _next_norm(self, call: Call) -> nn.Module | None:
         # Somebody may have put another norm there since.

@@ -226,7 +226,7 @@ def close(cache: Any, skipped: Sequence[int], start: int, length: int) -> None:
             changed = True
     if changed:
         _choose_peers(slots)
-    if skipped or any(isinstance(slot, SkippedSlot) for slot in slots):
+    if skipped or SkippedSlot in map(type, slots):
         _guard(cache)
 
 

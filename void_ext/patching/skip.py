@@ -25,16 +25,12 @@ _keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
 class SkipForward(PreNormForward):
     """An instance ``forward`` for one decoder layer that does what the call's schedule says."""
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        call = self.recorder.call
-        if call is None or call.schedule is None:
-            return super().__call__(hidden_states, *args, **kwargs)
-        index, schedule = self.index, call.schedule
+    def _under_plan(
+        self, call: Call, schedule: Schedule, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        index, entered = self.index, stream
         attention, mlp = schedule.attention[index], schedule.mlp[index]
-        if attention == ALL and mlp == ALL and not call.halting:
-            call.launched.append((index, ALL, ALL, -1))
-            return super().__call__(hidden_states, *args, **kwargs)
-        call.enter(index, hidden_states)
+        call.enter(index, entered)
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
         if args:
@@ -46,14 +42,14 @@ class SkipForward(PreNormForward):
         if attention == NONE and mlp == NONE:
             call.launched.append((index, NONE, NONE, 0))
             # Whoever writes to it in place must not write to the stream that entered.
-            stream = hidden_states.clone() if watched else hidden_states
+            stream = entered.clone() if watched else entered
             call.skip(index, stream, doubtful=watched)
             return stream
-        stream = self._partly(call, schedule, attention, hidden_states, kwargs)
-        if stream is hidden_states:  # K and V alone, or a mask with no row on
+        stream = self._partly(call, schedule, attention, entered, kwargs)
+        if stream is entered:  # K and V alone, or a mask with no row on
             call.skip(index, stream, doubtful=watched)
         else:
-            call.leave(index, stream, hidden_states, doubtful=watched)
+            call.leave(index, stream, entered, doubtful=watched)
             if call.halted is not None:
                 on = call.rows_on(index, stream.device)
                 assert on is not None

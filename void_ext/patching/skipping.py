@@ -57,6 +57,8 @@ class Skipper:
         self._pending = _Arriving()  # a table that governs from the next call on
         self._responding = False
         self._ended = _Arriving()
+        # The last call's schedule, shape and launches, and what they sum to.
+        self._tallied: tuple[Schedule, int, int, list[tuple[int, int, int, int]], PhaseCounters] | None = None
         self._live: tuple[list[bool], Schedule] | None = None  # the rows that ended, the schedule of the others
         self._adopt(self.plan)
 
@@ -85,6 +87,16 @@ class Skipper:
         counters, schedule = call.counters, call.schedule
         if counters is None or schedule is None:
             return
+        # One decode step launches what the one before did, and is as long as a few additions should be.
+        kept = self._tallied
+        if kept is None or kept[0] is not schedule or kept[1:4] != (call.batch, call.length, call.launched):
+            kept = (schedule, call.batch, call.length, call.launched, self._sum(call, schedule))
+            self._tallied = kept
+        counters.add(kept[4])
+        call.launched = []
+
+    def _sum(self, call: Call, schedule: Schedule) -> PhaseCounters:
+        counters = PhaseCounters()
         rows = call.batch * call.length
         for index, attention, mlp, mlp_rows in call.launched:
             sizes = self.weight_bytes[index]
@@ -120,7 +132,7 @@ class Skipper:
                 counters.layers_projected += 1
             else:
                 counters.layers_skipped += 1
-        call.launched.clear()
+        return counters
 
     def restart(self, batch: int) -> None:
         """A new trace begins."""
