@@ -29,6 +29,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**_LLAMA_LIKE, "head_dim": 8}),
     "olmo2": ("Olmo2", _LLAMA_LIKE),
     "phi3": ("Phi3", _LLAMA_LIKE),
+    "mixtral": ("Mixtral", {**_LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt2": ("GPT2", _GPT_LIKE),
     "gpt_neox": ("GPTNeoX", _PLAIN),
     "opt": ("OPT", {**_PLAIN, "ffn_dim": 64, "word_embed_proj_dim": 32}),

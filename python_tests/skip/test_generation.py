@@ -209,7 +209,6 @@ def test_copies_of_a_patched_model_skip_too(tiny: Any, padded_batch: Any) -> Non
     ("family", "options", "error", "message"),
     [
         ("gpt2", {"plan": VoidPlan.dense(6)}, ValueError, "mode: 'skip' needs a model with a fused forward"),
-        ("gemma2", {"plan": VoidPlan.dense(6)}, ValueError, "mode: 'skip'"),
         ("llama", {}, ValueError, "expected one of them with mode='skip', got neither"),
         ("llama", {"plan": VoidPlan.dense(6), "policy": object()}, ValueError, "got both"),
         ("llama", {"plan": "plan.json"}, TypeError, "plan: expected a VoidPlan"),

@@ -1,11 +1,12 @@
-"""The fused forward of pre-norm layers: the residual add that closes a layer also yields the norm of its result.
+"""The fused forward of layers that add to a stream: the add that closes a layer also yields the norm of its result.
 
-``fuse="add"`` replaces that add alone and keeps every bit of the layer's output. ``fuse="norm"`` also takes the two
-RMSNorms of a layer into the adds before them, across the layer boundary too (at most 1 ulp on few elements).
+``fuse="add"`` replaces that add alone and keeps every bit of the layer's output. ``fuse="norm"`` also takes RMSNorms of
+the stream into the adds before them, across the layer boundary too (at most 1 ulp on few elements).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +15,21 @@ from torch import Tensor, nn
 
 from void_ext.patching.call import Call
 from void_ext.patching.recorder import Recorder
-from void_ext.patching.registry import PreNormForm
+from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, Schedule
 
 _add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default
 _add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.void_ext.add_rms_norm.default
 
 
-class PreNormForward:
+class FusedForward:
     """An instance ``forward`` for one decoder layer; outside of a traced forward it runs the layer's own."""
 
     def __init__(
         self,
         layer: nn.Module,
         index: int,
-        form: PreNormForm,
+        form: LayerForm,
         recorder: Recorder,
         post_norm: nn.Module | None = None,
         next_norm: nn.Module | None = None,
@@ -42,8 +43,12 @@ class PreNormForward:
         self.post_norm = post_norm
         self.next_norm = next_norm
         self.following = following
-        self.names = tuple(name for name, _ in form.arguments)
-        self.needed = frozenset(self.names)
+        # What the layer's own forward takes after hidden_states, in this order, and would fill in.
+        named = list(inspect.signature(type(layer).forward).parameters.values())[2:]
+        named = [one for one in named if one.kind is not one.VAR_KEYWORD]
+        self.defaults = {one.name: None if one.default is one.empty else one.default for one in named}
+        self.needed = frozenset(self.defaults)
+        self.quick = form.pre_norm
         self.whole = (index, ALL, ALL, -1)
 
     @property
@@ -63,41 +68,36 @@ class PreNormForward:
             call.launched.append(self.whole)
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
         streams = call.streams
-        usual = not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
+        usual = self.quick and not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
         if streams is not None and usual and index == call.next == len(streams):
             # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
             streams.append(hidden_states)
-            update, _ = modules[form.attention](hidden_states=modules[form.input_norm](hidden_states), **kwargs)
+            normed = modules[form.input_norm](hidden_states)  # type: ignore[index]
+            update = modules[form.attention](hidden_states=normed, **kwargs)[0]
             middle = hidden_states + update
-            call.last = middle + modules[form.mlp](modules[form.post_norm](middle))
+            update = modules[form.mlp](modules[form.post_norm](middle))  # type: ignore[index]
+            call.last = middle + (update[0] if isinstance(update, tuple) else update)
             call.next = index + 1
             return call.last
-        if args:
-            kwargs.update(zip(self.names, args, strict=False))
-        for name, default in form.arguments:
-            if name not in kwargs:
-                kwargs[name] = default
+        kwargs = self.complete(args, kwargs)
         call.enter(index, hidden_states)
 
         normed, call.normed = call.normed, None
-        if normed is None:
-            normed = modules[form.input_norm](hidden_states)
-        update, _ = modules[form.attention](hidden_states=normed, **kwargs)
+        update = self.attend(hidden_states, normed, kwargs)
 
-        norm: nn.Module = modules[form.post_norm]
-        if self.post_norm is norm and _fusable(call, hidden_states, update, norm):
+        norm: nn.Module | None = None if form.post_norm is None else modules[form.post_norm]
+        normed = None
+        if norm is not None and self.post_norm is norm and _fusable(call, hidden_states, update, norm):
             table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
             middle, normed = _add_rms_norm(
                 hidden_states, update, norm.weight, norm.variance_epsilon, table, column % table.shape[1]
             )
+        elif call.halves is not None:
+            middle = add_and_norm(call, hidden_states, update, call.halves, index)
         else:
-            if call.halves is not None:
-                middle = add_and_norm(call, hidden_states, update, call.halves, index)
-            else:
-                middle = hidden_states + update
-            normed = norm(middle)
+            middle = hidden_states + update
 
-        update = modules[form.mlp](normed)
+        update = self.feed(middle, normed)
         # Hooks may change the stream between two layers: norms must be of what they made of it.
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
@@ -117,9 +117,42 @@ class PreNormForward:
         """The layer where some rows, or all, go without one of its halves."""
         raise NotImplementedError
 
+    def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The layer's arguments after hidden_states by name, as its own forward hands them to the attention."""
+        if not self.form.passes_rest:
+            kwargs = {name: value for name, value in kwargs.items() if name in self.needed}
+        if args:
+            kwargs.update(zip(self.defaults, args, strict=False))
+        return kwargs if self.needed <= kwargs.keys() else {**self.defaults, **kwargs}
+
+    def attend(self, stream: Tensor, normed: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """What the attention adds to ``stream``; ``normed`` where its input has been made already."""
+        form = self.form
+        modules: dict[str, Any] = self.layer._modules
+        if normed is None:
+            normed = stream if form.input_norm is None else modules[form.input_norm](stream)
+        update = modules[form.attention](hidden_states=normed, **kwargs)[0]
+        return self._finished(update, form.attention_after)
+
+    def feed(self, middle: Tensor, normed: Tensor | None = None) -> Tensor:
+        """What the MLP adds to ``middle``."""
+        form = self.form
+        modules: dict[str, Any] = self.layer._modules
+        if normed is None:
+            normed = middle if form.post_norm is None else modules[form.post_norm](middle)
+        update = modules[form.mlp](normed)
+        if isinstance(update, tuple):  # experts may give what their router said too
+            update = update[0]
+        return self._finished(update, form.mlp_after)
+
+    def _finished(self, update: Tensor, after: tuple[str, ...]) -> Tensor:
+        for name in after:
+            update = self.layer._modules[name](update)  # type: ignore[misc]
+        return update if self.form.scale is None else update * getattr(self.layer, self.form.scale)
+
     def _next_norm(self, call: Call) -> nn.Module | None:
         # Somebody may have put another norm there since.
-        if self.next_norm is None or self.following is None:
+        if self.next_norm is None or self.following is None or self.form.input_norm is None:
             return None
         return self.next_norm if self.following._modules[self.form.input_norm] is self.next_norm else None
 

@@ -17,13 +17,14 @@ from void_ext._selection import Criterion
 from void_ext.counters import Counters
 from void_ext.dispatch import CostModel
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
-from void_ext.patching.fused import PreNormForward
+from void_ext.patching.fused import FusedForward
 from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
+from void_ext.patching.projection import key_form
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.recording import Recording
-from void_ext.patching.registry import PreNormForm, is_known_rms_norm, pre_norm_form, projects
+from void_ext.patching.registry import LayerForm, common_form, is_known_rms_norm
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.skipping import HalfBytes, Skipper
 from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
@@ -131,7 +132,7 @@ def patch(
             f"mode: 'exit' needs the norm after the last layer, and {type(stack.body).__name__} does not show exactly "
             "one behind its layers; mode='trace' works without it"
         )
-    form, why = _common_form(stack)
+    form, why = common_form(stack.layers)
     if halves and form is None:
         raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
     skipper = _skipper(stack, form, why, policy, force, costs) if policy is not None else None
@@ -174,16 +175,6 @@ def unpatch(model: nn.Module) -> None:
     raise ValueError(f"model: {type(model).__name__} is not patched; expected a model given to void_ext.patch")
 
 
-def _common_form(stack: DecoderStack) -> tuple[PreNormForm | None, str]:
-    """One form for all layers, or None and why the first that has none has none."""
-    form, why = None, ""
-    for layer in stack.layers:
-        form, why = pre_norm_form(layer)
-        if form is None:
-            break
-    return form, why
-
-
 def _check_policy(plan: Any, policy: Any) -> Policy:
     if (plan is None) == (policy is None):
         got = "neither" if plan is None else "both"
@@ -201,7 +192,7 @@ def _check_policy(plan: Any, policy: Any) -> Policy:
 
 
 def _skipper(
-    stack: DecoderStack, form: PreNormForm | None, why: str, policy: Policy, force: bool, costs: CostModel | None
+    stack: DecoderStack, form: LayerForm | None, why: str, policy: Policy, force: bool, costs: CostModel | None
 ) -> Skipper:
     """Raises where this model's layers cannot be skipped, or the plan is for another model."""
     if form is None:
@@ -209,10 +200,12 @@ def _skipper(
             f"mode: 'skip' needs a model with a fused forward (docs/compatibility.md lists them), got model_type "
             f"{stack.model_type!r}; {why}. mode='trace' and mode='exit' work"
         )
+    sizes = []
     for layer in stack.layers:
-        known, why = projects(getattr(layer, form.attention))
-        if not known:
+        keys, why = key_form(getattr(layer, form.attention))
+        if keys is None:
             raise UnsupportedModelError(f"mode: 'skip' cannot make K and V alone for this model; {why}")
+        sizes.append(HalfBytes.of(layer, form, keys))
     plan = getattr(policy, "plan", None)
     if isinstance(plan, VoidPlan):
         plan.check(stack.model, force)
@@ -220,7 +213,12 @@ def _skipper(
     if isinstance(criterion, Criterion):  # now, not when the first prompt has been read
         criterion.protected(len(stack.layers))
         criterion.limits(len(stack.layers))
-    return Skipper(policy, len(stack.layers), tuple(HalfBytes.of(layer, form) for layer in stack.layers), costs)
+    return Skipper(policy, len(stack.layers), tuple(sizes), costs)
+
+
+def _fusable_norm(layer: nn.Module | None, name: str | None) -> nn.Module | None:
+    norm = None if layer is None or name is None else getattr(layer, name)
+    return norm if norm is not None and is_known_rms_norm(norm) else None
 
 
 class Handle:
@@ -232,7 +230,7 @@ class Handle:
         recorder: Recorder,
         info: TraceInfo,
         fuse: str,
-        form: PreNormForm | None,
+        form: LayerForm | None,
         why: str,
     ):
         self._stack = stack
@@ -377,20 +375,18 @@ class Handle:
         if self._stack.final_norm is not None:
             self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
 
-    def _install_fused(self, form: PreNormForm) -> None:
+    def _install_fused(self, form: LayerForm) -> None:
         layers = self._stack.layers
         fuse_norms = self._fuse == "norm"
         for index, layer in enumerate(layers):
             following = layers[index + 1] if index + 1 < len(layers) else None
-            next_norm = getattr(following, form.input_norm) if following is not None else None
-            post_norm = getattr(layer, form.post_norm)
-            forward = (PreNormForward if self._recorder.skipper is None else SkipForward)(
+            forward = (FusedForward if self._recorder.skipper is None else SkipForward)(
                 layer,
                 index,
                 form,
                 self._recorder,
-                post_norm=post_norm if fuse_norms and is_known_rms_norm(post_norm) else None,
-                next_norm=next_norm if fuse_norms and next_norm is not None and is_known_rms_norm(next_norm) else None,
+                post_norm=_fusable_norm(layer, form.post_norm) if fuse_norms else None,
+                next_norm=_fusable_norm(following, form.input_norm) if fuse_norms else None,
                 following=following,
             )
             self._change(layer, "forward", forward)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,48 +20,80 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class PreNormForm:
-    """x + attention(norm(x)), then x + mlp(norm(x)): what a pre-norm layer calls and with which arguments."""
+class LayerForm:
+    """x + attention(norm(x)), then x + mlp(norm(x)): which of a layer's modules these are, and what else it does.
 
-    attention: str
-    mlp: str
-    input_norm: str
-    post_norm: str
-    arguments: tuple[tuple[str, Any], ...]  # positional order after hidden_states, with defaults; handed to attention
+    Attributes:
+        attention, mlp: the halves; of a tuple that one gives, the first part is its update.
+        input_norm, post_norm: before attention and MLP; None: the half reads the stream itself.
+        attention_after, mlp_after: what an update goes through before it is added: a norm, or a dropout.
+        scale: the layer's attribute that updates are multiplied with at last.
+        passes_rest: whether attention gets the arguments too that the layer's forward does not name.
+    """
+
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    input_norm: str | None = "input_layernorm"
+    post_norm: str | None = "post_attention_layernorm"
+    attention_after: tuple[str, ...] = ()
+    mlp_after: tuple[str, ...] = ()
+    scale: str | None = None
+    passes_rest: bool = True
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules it calls."""
+        names = (self.attention, self.mlp, self.input_norm, self.post_norm, *self.attention_after, *self.mlp_after)
+        return tuple(name for name in names if name is not None)
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether there is nothing to it but the two norms before the halves."""
+        return self == LayerForm(self.attention, self.mlp, self.input_norm or "", self.post_norm or "")
 
 
-def _llama_form(*names: str) -> PreNormForm:
-    arguments = tuple((name, False if name == "use_cache" else None) for name in names)
-    return PreNormForm("self_attn", "mlp", "input_layernorm", "post_attention_layernorm", arguments)
+_PRE_NORM = LayerForm()
+_POST_NORM = LayerForm(
+    input_norm=None,
+    post_norm=None,
+    attention_after=("post_attention_layernorm",),
+    mlp_after=("post_feedforward_layernorm",),
+)
+_FOUR_NORMS = LayerForm(
+    post_norm="pre_feedforward_layernorm",
+    attention_after=("post_attention_layernorm",),
+    mlp_after=("post_feedforward_layernorm",),
+)
 
-
-#: digest of a layer's forward -> its form. llama, mistral and qwen2 share both.
-LAYER_FORWARDS: dict[str, PreNormForm] = {
-    # transformers 4.57 and 5.0
-    "8baa10e6eeda8e23": _llama_form(
-        "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "position_embeddings"
+#: digest of a layer's forward -> its form
+LAYER_FORWARDS: dict[str, LayerForm] = {
+    "8baa10e6eeda8e23": _PRE_NORM,  # transformers 4.57 and 5.0: llama, mistral, qwen2 and many others
+    "3cfc8a7623e0ffb2": _PRE_NORM,  # 5.8 to 5.23: the same
+    "e80d5460319f0da7": _PRE_NORM,  # mixtral, minimax_m2, phimoe
+    "219f8191134c46a1": _PRE_NORM,  # gpt_oss
+    "77000d1a3f056764": LayerForm(input_norm="attention_layernorm", post_norm="feedforward_layernorm"),  # apertus
+    "1a789f8eed70d524": LayerForm(post_norm="pre_feedforward_layernorm"),  # vaultgemma
+    "ec2845de4840f7ed": LayerForm(attention="self_attention"),  # jetmoe
+    "f415fe06b28ecc1b": LayerForm(passes_rest=False),  # nemotron
+    "26cadfe4da573317": LayerForm(attention_after=("resid_attn_dropout",), mlp_after=("resid_mlp_dropout",)),  # phi3
+    "3dcc98bc573571a9": LayerForm(attention_after=("dropout",), mlp_after=("dropout",)),  # emu3
+    "c19975aaedc21d99": LayerForm(mlp_after=("dropout",)),  # persimmon
+    "8961432b77e230ea": _FOUR_NORMS,  # gemma2, gemma3
+    "2666bb017e42f5b9": LayerForm(  # afmoe
+        post_norm="pre_mlp_layernorm", attention_after=("post_attention_layernorm",), mlp_after=("post_mlp_layernorm",)
     ),
-    # transformers 5.8 to 5.23
-    "3cfc8a7623e0ffb2": _llama_form(
-        "attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings"
+    "5d4a17c5c8b4af06": LayerForm(  # glm4
+        attention_after=("post_self_attn_layernorm",), mlp_after=("post_mlp_layernorm",)
+    ),
+    "117815e7edd2a393": _POST_NORM,  # olmo2, olmo3, exaone4
+    "7dd449abddf156c7": _POST_NORM,  # flex_olmo
+    "77fe64b658d53ece": LayerForm(scale="residual_multiplier"),  # granite
+    "b199b7349e90e01a": LayerForm(mlp="block_sparse_moe", scale="residual_multiplier"),  # granitemoe
+    "58e1accb41b57631": LayerForm(scale="residual_scale"),  # minicpm3
+    "f02a95811257d9e4": LayerForm(  # hyperclovax
+        attention_after=("post_norm1",), mlp_after=("post_norm2",), scale="residual_multiplier"
     ),
 }
-
-#: digests of an attention forward whose K and V are rotary(k_proj(x)) and v_proj(x), given to the cache's update; where
-#: the attention has a k_norm, rotary(k_norm(k_proj(x))), normed per head
-ATTENTION_FORWARDS = frozenset(
-    {
-        "835f43318dc1eb22",  # transformers 4.57: llama, mistral, qwen2
-        "5acb9d544704d799",
-        "80ad52bb6aa1fc62",
-        "6f87980ac0ee7e42",  # transformers 5.17 to 5.23: the same three
-        "f3d3c6d20f5eb730",
-        "1a25cc1c6a4b9039",
-        "5992781fd240c8a2",  # transformers 5.18: qwen3, qwen3_moe and others with a k_norm
-        "e2c02bad13bc4f71",  # seed_oss
-        "aeb13b50bc15fc99",  # starcoder2
-    }
-)
 
 #: digests of an RMSNorm's forward that computes weight * round(x * rsqrt(mean(x^2) + variance_epsilon))
 RMS_NORM_FORWARDS = frozenset({"cd226623731333c3"})
@@ -92,7 +125,7 @@ def digest_of_source(tree: ast.FunctionDef) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pre_norm_form(layer: nn.Module) -> tuple[PreNormForm | None, str]:
+def layer_form(layer: nn.Module) -> tuple[LayerForm | None, str]:
     """The form of ``layer``'s forward, or None, and the reason in words."""
     name = type(layer).__name__
     if "forward" in layer.__dict__:
@@ -103,30 +136,26 @@ def pre_norm_form(layer: nn.Module) -> tuple[PreNormForm | None, str]:
         return None, f"the source of {name}.forward is not available"
     form = LAYER_FORWARDS.get(found)
     if form is None:
-        return None, f"{name}.forward ({found}) is not one of the forwards known to be pre-norm"
-    for part in (form.attention, form.mlp, form.input_norm, form.post_norm):
+        return None, f"{name}.forward ({found}) is not one of the forwards known"
+    for part in form.modules:
         if not isinstance(getattr(layer, part, None), nn.Module):
             return None, f"{name} has no module {part}"
+    if form.scale is not None and not isinstance(getattr(layer, form.scale, None), (int, float)):
+        return None, f"{name} has no number {form.scale}"
     return form, f"{name}.forward ({found}) is known"
 
 
-def rotary_of(attention: Any) -> Any:
-    """The rotary embedding that the forward of an attention class calls, also where a subclass inherits it."""
-    return inspect.unwrap(attention.forward).__globals__.get("apply_rotary_pos_emb")
-
-
-def projects(attention: nn.Module) -> tuple[bool, str]:
-    """Whether the K and V of an attention can be made without the rest of it, and the reason in words."""
-    name = type(attention).__name__
-    if "forward" in attention.__dict__:
-        return False, f"{name}.forward was replaced on the instance"
-    try:
-        found = digest(type(attention).forward)
-    except (OSError, TypeError, SyntaxError):
-        return False, f"the source of {name}.forward is not available"
-    if found not in ATTENTION_FORWARDS or rotary_of(type(attention)) is None:
-        return False, f"{name}.forward ({found}) is not one of the attention forwards known"
-    return True, f"{name}.forward ({found}) is known"
+def common_form(layers: Iterable[nn.Module]) -> tuple[LayerForm | None, str]:
+    """One form for all layers, or None and why the first that has none, or another, has it."""
+    form, why = None, ""
+    for index, layer in enumerate(layers):
+        before = form
+        form, why = layer_form(layer)
+        if form is None:
+            break
+        if index and form != before:
+            return None, f"the {type(layer).__name__} of layer {index} is of another form than the layers before it"
+    return form, why
 
 
 def is_known_rms_norm(norm: nn.Module) -> bool:

@@ -15,15 +15,21 @@ from torch import Tensor, nn
 
 from void_ext.dispatch import run_rows
 from void_ext.patching.call import Call
-from void_ext.patching.fused import PreNormForward, add_and_norm, same_kind
-from void_ext.patching.registry import rotary_of
+from void_ext.patching.fused import FusedForward, add_and_norm, same_kind
+from void_ext.patching.projection import key_form, project
+from void_ext.patching.recorder import Recorder
+from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 
 _keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
 
 
-class SkipForward(PreNormForward):
+class SkipForward(FusedForward):
     """An instance ``forward`` for one decoder layer that does what the call's schedule says."""
+
+    def __init__(self, layer: nn.Module, index: int, form: LayerForm, recorder: Recorder, **norms: nn.Module | None):
+        super().__init__(layer, index, form, recorder, **norms)
+        self.keys, _ = key_form(getattr(layer, form.attention))
 
     def _under_plan(
         self, call: Call, schedule: Schedule, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -33,11 +39,8 @@ class SkipForward(PreNormForward):
         call.enter(index, entered)
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
-        if args:
-            kwargs.update(zip(self.names, args, strict=False))
-        for name, default in self.form.arguments:
-            kwargs.setdefault(name, default)
-        if attention == PROJECT and kwargs["past_key_values"] is None:
+        kwargs = self.complete(args, kwargs)
+        if attention == PROJECT and kwargs.get("past_key_values") is None:
             attention = NONE  # nobody to keep K and V for
         if attention == NONE and mlp == NONE:
             call.launched.append((index, NONE, NONE, 0))
@@ -67,18 +70,19 @@ class SkipForward(PreNormForward):
         normed, call.normed = call.normed, None
         middle = stream
         if attention != NONE:
-            if normed is None:
-                normed = modules[form.input_norm](stream)
             if attention == PROJECT:
-                project(modules[form.attention], normed, kwargs)
+                if normed is None:
+                    normed = stream if form.input_norm is None else modules[form.input_norm](stream)
+                assert self.keys is not None
+                project(self.keys, modules[form.attention], normed, kwargs)
             else:
-                update, _ = modules[form.attention](hidden_states=normed, **kwargs)
+                update = self.attend(stream, normed, kwargs)
                 middle = _close(call, stream, update, None if on is None else on[0], middle_place)
         if call.halves is not None and (middle is stream or mlp == NONE):
             call.tap(call.halves, index, middle)
         computed = 0
         if mlp == ALL:
-            update = modules[form.mlp](modules[form.post_norm](middle))
+            update = self.feed(middle)
             computed = call.batch * call.length
             result = _close(call, middle, update, None if on is None else on[1], closing)
         elif mlp == SOME:
@@ -86,7 +90,7 @@ class SkipForward(PreNormForward):
             result, computed = run_rows(
                 middle,
                 on[1],
-                lambda rows: modules[form.mlp](modules[form.post_norm](rows)),
+                self.feed,
                 count=schedule.counts(index, call.batch, call.length)[1],
                 costs=call.costs,
             )
@@ -102,27 +106,6 @@ class SkipForward(PreNormForward):
         if schedule is not None and self.following is not None and schedule.attention[self.index + 1] == NONE:
             return None
         return super()._next_norm(call)
-
-
-def project(attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
-    """The K and V of a layer that does not run, into the cache: its own projections, rotary embedding and update."""
-    cache = kwargs.get("past_key_values")
-    if cache is None:
-        return
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    keys = attention.k_proj(normed).view(shape)
-    if (norm := attention._modules.get("k_norm")) is not None:
-        keys = norm(keys)
-    keys = keys.transpose(1, 2)
-    values = attention.v_proj(normed).view(shape).transpose(1, 2)
-    cos, sin = kwargs["position_embeddings"]
-    rotate = rotary_of(type(attention))
-    assert rotate is not None
-    _, keys = rotate(keys[:, :0], keys, cos, sin)  # no queries: none are needed
-    # Positions come from the caller in transformers 4.57, from the cache in 5.x.
-    position = {"cache_position": kwargs["cache_position"]} if "cache_position" in kwargs else None
-    extra = () if position is None else ({"sin": sin, "cos": cos, **position},)
-    cache.update(keys, values, attention.layer_idx, *extra)
 
 
 def _close(call: Call, residual: Tensor, update: Tensor, on: Tensor | None, place: tuple[Tensor, int] | None) -> Tensor:

@@ -12,7 +12,8 @@ from void_ext.counters import Counters, PhaseCounters
 from void_ext.dispatch import CostModel
 from void_ext.patching import schedule as schedules
 from void_ext.patching.call import Call
-from void_ext.patching.registry import PreNormForm
+from void_ext.patching.projection import KeyForm
+from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 from void_ext.plan import Action, PhasePlan, VoidPlan
 from void_ext.policies import History, check_decision
@@ -31,15 +32,18 @@ class HalfBytes:
     mlp: int
 
     @classmethod
-    def of(cls, layer: nn.Module, form: PreNormForm) -> HalfBytes:
+    def of(cls, layer: nn.Module, form: LayerForm, keys: KeyForm) -> HalfBytes:
         def size(*modules: nn.Module) -> int:
             return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
-        norm, attention = getattr(layer, form.input_norm), getattr(layer, form.attention)
+        def named(*names: str | None) -> list[nn.Module]:
+            return [getattr(layer, name) for name in names if name is not None]
+
+        attention: nn.Module = getattr(layer, form.attention)
         return cls(
-            attention=size(norm, attention),
-            project=size(norm, attention.k_proj, attention.v_proj, *filter(None, [attention._modules.get("k_norm")])),
-            mlp=size(getattr(layer, form.post_norm), getattr(layer, form.mlp)),
+            attention=size(attention, *named(form.input_norm, *form.attention_after)),
+            project=size(*named(form.input_norm), *keys.parts(attention)),
+            mlp=size(*named(form.mlp, form.post_norm, *form.mlp_after)),
         )
 
 
