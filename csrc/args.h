@@ -6,9 +6,28 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace void_ext {
 
 enum class DType : int { kFloat32, kFloat16, kBFloat16 };
+
+// What an add does for chosen rows. A pointer that is null: not wanted.
+struct AddModes {
+  const bool* on;  // in rows that are off h = residual, bit for bit, and update is not read
+  int64_t on_stride;
+  int64_t layer;         // the layer that the sum closes; norms of 0 … layer stand before the column written
+  const bool* executed;  // [row, 0 … layer): which of the layers before ran; null: all of them
+  int64_t executed_stride;
+  float alpha;
+  bool* active;  // whether the layer was active for the row (rule.h); a row that is off was not
+  int64_t active_stride;
+  void* kept;  // kept[row] = h[row] where it was
+  int64_t kept_stride;
+
+  VOID_HOST_DEVICE bool any() const { return on != nullptr || judged(); }
+  VOID_HOST_DEVICE bool judged() const { return active != nullptr || kept != nullptr; }
+};
 
 // h = residual + update;  norms[row] = ||h||;  updates[row] = ||h - residual||
 struct AddL2NormArgs {
@@ -24,12 +43,16 @@ struct AddL2NormArgs {
   int64_t norms_stride;
   float* updates;  // nullptr: not wanted
   int64_t updates_stride;
+  AddModes modes;
 };
 
-// AddL2NormArgs, then normed = round(h / rms(h)) * weight, rms(h) = sqrt(sum(h^2) / width + eps)
+// AddL2NormArgs, then normed = round(round(h / rms(h)) * weight), or round(h / rms(h) * (1 + weight)) where that is
+// zero-centred; rms(h) = sqrt(sum(h^2) / width + eps)
 struct AddRmsNormArgs {
   AddL2NormArgs add;
-  const void* weight;  // [width], same dtype as the rows
+  const void* weight;  // [width]
+  DType weight_dtype;  // of the rows, or float32
+  bool zero_centered;
   float eps;
   void* normed;
   int64_t normed_stride;

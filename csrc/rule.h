@@ -7,11 +7,9 @@
 // agree bit for bit. Source: arXiv 2505.14467. Written here and nowhere else.
 #pragma once
 
-#if defined(__CUDACC__)
-#define VOID_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define VOID_HOST_DEVICE inline
-#endif
+#include <cstdint>
+
+#include "host_device.h"
 
 namespace void_ext {
 
@@ -34,5 +32,30 @@ struct LacRule {
     empty = false;
   }
 };
+
+// A token's norms 0 … layer, walked before the one after the layer is known.
+struct LacHistory {
+  LacRule rule;
+  float before;
+
+  VOID_HOST_DEVICE LacHistory(const float* norms, const bool* executed, int64_t layer) : before(norms[0]) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll 4
+#endif
+    for (int64_t l = 0; l < layer; ++l) {
+      const float after = norms[l + 1];
+      if (executed == nullptr || executed[l]) rule.admit(after - before);
+      before = after;
+    }
+  }
+
+  VOID_HOST_DEVICE bool active(float norm, float alpha) const { return rule.active(norm - before, alpha); }
+};
+
+// Whether layer `layer` was active, from norms[0 … layer + 1]. `executed`: which of the layers before it ran, null where
+// all did; those that did not are no part of the history.
+VOID_HOST_DEVICE bool layer_active(const float* norms, const bool* executed, int64_t layer, float alpha) {
+  return LacHistory(norms, executed, layer).active(norms[layer + 1], alpha);
+}
 
 }  // namespace void_ext

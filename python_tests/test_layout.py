@@ -16,10 +16,13 @@ OPS = sorted(ops.__all__)
 
 
 def registered() -> list[str]:
+    """Without the overloads, which share everything with their op."""
     return sorted(
-        name.removeprefix("void_ext::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("void_ext::")
+        {
+            name.removeprefix("void_ext::").split(".")[0]
+            for name in torch._C._dispatch_get_all_op_names()
+            if name.startswith("void_ext::")
+        }
     )
 
 
@@ -65,12 +68,21 @@ def test_has_a_fake_kernel(op: str) -> None:
 def test_wrapper_reference_and_schema_take_the_same(op: str) -> None:
     schema = getattr(torch.ops.void_ext, op).default._schema
     for function in (getattr(ops, op), getattr(reference, op)):
-        parameters = inspect.signature(function).parameters
+        # What is given by keyword alone goes to the overload `into`.
+        all_parameters = inspect.signature(function).parameters
+        parameters = {name: one for name, one in all_parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD}
         assert list(parameters) == [argument.name for argument in schema.arguments]
         for argument in schema.arguments:
             default = parameters[argument.name].default
             expected = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
             assert default is expected
+
+
+@pytest.mark.parametrize("op", ["add_l2norm", "add_rms_norm"])
+def test_the_overload_takes_what_the_wrapper_does(op: str) -> None:
+    schema = getattr(torch.ops.void_ext, op).into._schema
+    names = [argument.name for argument in schema.arguments]
+    assert [name for name in names if name != "normed"] == list(inspect.signature(getattr(ops, op)).parameters)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,6 +1,8 @@
 """Compiles the CUDA kernels for every default architecture and reads what the compiler says: no warnings, no spills, no
 stack frames; and, where a cuobjdump is found, that aligned rows move in 128-bit accesses.
 
+Register counts are compared with those in registers.json, which --record renews.
+
 Needs nvcc (found as the build finds it) and a C++ compiler, no GPU and no torch; writes to a temporary folder alone.
 Exit status: 0 all is well, 1 something is not, 2 no nvcc.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -18,20 +21,23 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
 from find_cuda import Arch, Toolkit, arches_for, find_toolkit  # noqa: E402
 
+RECORD = ROOT / "tools" / "registers.json"
 FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 TYPES = {"f": "f32", "6__half": "f16", "13__nv_bfloat16": "bf16"}
 # Kernels with a flag for aligned rows have it first; the resident one is for such rows alone.
 ALIGNED = re.compile(
-    r"(add_l2norm|add_rms_norm_reread|row_l2norm|exit_select|keep_rows|gather_rows|scatter_rows)<\w+, 1.*>"
-    r"|add_rms_norm_resident<.*>"
+    r"(add_l2norm|row_l2norm|exit_select|keep_rows|gather_rows|scatter_rows)<\w+, 1.*>"
+    r"|add_rms_norm_reread<\w+, \w+, 1.*>|add_rms_norm_resident<.*>"
 )
-SELECTING = ("exit_select", "keep_rows", "gather_rows", "scatter_rows")  # these read norms, flags or an index as well
+# These read norms, flags or an index as well; so does an add with modes, the last of whose flags says so.
+SELECTING = re.compile(r"(exit_select|keep_rows|gather_rows|scatter_rows)<.*|add_(l2norm|rms_norm_reread)<.*, 1>")
 
 
 @dataclass
@@ -52,7 +58,11 @@ def readable(symbol: str) -> str:
     name, arguments = match.groups()
     if not arguments:
         return name
-    parts = [TYPES.get(part, part) for part in re.findall(r"^(?:f|6__half|13__nv_bfloat16)", arguments)]
+    parts: list[str] = []
+    while (part := re.match(r"f|6__half|13__nv_bfloat16|S\d*_", arguments)) is not None:
+        # A name that was spelt out once is referred to after that.
+        parts.append(TYPES.get(part[0], parts[0] if parts else part[0]))
+        arguments = arguments[part.end() :]
     return f"{name}<{', '.join([*parts, *re.findall(r'Lb([01])', arguments)])}>"
 
 
@@ -107,9 +117,16 @@ def narrow_accesses(cuobjdump: Path, made: Path) -> tuple[int, list[str]]:
         loads = re.findall(r"\bLDG\.[\w.]+", part)
         stores = re.findall(r"\bSTG\.[\w.]+", part)
         wide = [len([access for access in accesses if access.endswith(".128")]) for accesses in (loads, stores)]
-        # Beside the rows: what selects them is read, and norms are written (two tables at most).
-        narrow_loads = 0 if name.startswith(SELECTING) else len(loads) - wide[0]
-        if wide[0] == 0 or narrow_loads or (wide[1] == 0) != name.startswith("row_l2norm") or len(stores) - wide[1] > 2:
+        # Beside the rows: what selects them is read, and norms are written (two tables at most), and the verdict.
+        selecting = SELECTING.fullmatch(name) is not None
+        narrow_loads = 0 if selecting else len(loads) - wide[0]
+        most = 3 if selecting else 2
+        if (
+            wide[0] == 0
+            or narrow_loads
+            or (wide[1] == 0) != name.startswith("row_l2norm")
+            or len(stores) - wide[1] > most
+        ):
             wrong.append(
                 f"{name}: {wide[0]} of {len(loads)} loads and {wide[1]} of {len(stores)} stores are 128 bits wide"
             )
@@ -123,6 +140,7 @@ def main() -> int:
         description="Compile the CUDA kernels for every architecture; no spills, wide loads."
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
+    parser.add_argument("--record", action="store_true", help=f"write the register counts to {RECORD.name}")
     options = parser.parse_args()
 
     spec = importlib.util.find_spec("torch")
@@ -150,6 +168,13 @@ def main() -> int:
                 if usage.stack or usage.spills:
                     faults.append(f"sm_{arch.number}: {kernel}: stack frame {usage.stack} B, spills {usage.spills} B")
         _print_table(table, [arch.number for arch in arches])
+        counts = {kernel: {arch: usage.registers for arch, usage in row.items()} for kernel, row in table.items()}
+        if options.record:
+            RECORD.write_text(
+                json.dumps({"nvcc": toolkit.version, "registers": counts}, indent=1, sort_keys=True) + "\n"
+            )
+        else:
+            faults += worse(json.loads(RECORD.read_text()), toolkit.version, counts)
 
         cuobjdump = find_cuobjdump(toolkit)
         if cuobjdump is None:
@@ -170,9 +195,27 @@ def main() -> int:
     return 1 if faults else 0
 
 
+def worse(record: dict[str, Any], version: str, counts: dict[str, dict[str, int]]) -> list[str]:
+    """Kernels that need more registers than were recorded, with the same nvcc: another one allocates otherwise."""
+    if record["nvcc"] != version:
+        print(f"registers: not compared, they were recorded with nvcc {record['nvcc']} (--record renews them)")
+        return []
+    faults = []
+    for kernel, row in counts.items():
+        for arch, registers in row.items():
+            before = record["registers"].get(kernel, {}).get(arch)
+            if before is None:
+                faults.append(f"sm_{arch}: {kernel}: no register count recorded; run it with --record, and commit that")
+            elif registers > before:
+                faults.append(f"sm_{arch}: {kernel}: {registers} registers, {before} recorded")
+    return faults
+
+
 def _print_table(table: dict[str, dict[str, Usage]], arches: list[str]) -> None:
     width = max(map(len, table), default=0)
-    print("registers a thread, and bytes of shared memory; flags: aligned rows (not: resident), updates")
+    print(
+        "registers a thread, and bytes of shared memory; flags: aligned rows (resident: zero-centred), updates or modes"
+    )
     print(f"{'':{width}}  {'  '.join(f'{arch:>4}' for arch in arches)}    smem")
     for kernel in sorted(table):
         row = table[kernel]

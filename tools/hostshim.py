@@ -72,6 +72,37 @@ def _cache() -> Path:
     raise RuntimeError(f"neither {ROOT / 'build'} nor {tempfile.gettempdir()} can be written to")
 
 
+class Modes(ctypes.Structure):
+    """csrc/args.h's AddModes. ``executed`` is 2-D; the norms of the layers before stand before the column written."""
+
+    _fields_ = (
+        ("on", ctypes.c_void_p),
+        ("on_stride", ctypes.c_int64),
+        ("layer", ctypes.c_int64),
+        ("executed", ctypes.c_void_p),
+        ("executed_stride", ctypes.c_int64),
+        ("alpha", ctypes.c_float),
+        ("active", ctypes.c_void_p),
+        ("active_stride", ctypes.c_int64),
+        ("kept", ctypes.c_void_p),
+        ("kept_stride", ctypes.c_int64),
+    )
+
+    def __init__(
+        self,
+        on: Tensor | None = None,
+        layer: int = 0,
+        executed: Tensor | None = None,
+        alpha: float = 0.0,
+        active: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> None:
+        number = ctypes.c_float(alpha)
+        verdict = (*_strided(active), *_strided(kept))
+        self.tensors = (on, executed, active, kept)  # theirs are the pointers
+        super().__init__(*_strided(on), ctypes.c_int64(layer), *_strided(executed), number, *verdict)
+
+
 class HostShim:
     """The kernels as functions of CPU tensors.
 
@@ -95,9 +126,15 @@ class HostShim:
         return int(self.library.void_shim_threads_per_row())
 
     def add_l2norm(
-        self, residual: Tensor, update: Tensor, out: Tensor, norms: Tensor, updates: Tensor | None = None
+        self,
+        residual: Tensor,
+        update: Tensor,
+        out: Tensor,
+        norms: Tensor,
+        updates: Tensor | None = None,
+        modes: Modes | None = None,
     ) -> None:
-        self._call("add_l2norm", _dtype(residual), *_add(residual, update, out, norms, updates))
+        self._call("add_l2norm", _dtype(residual), *_add(residual, update, out, norms, updates), _modes(modes))
 
     def add_rms_norm(
         self,
@@ -109,9 +146,12 @@ class HostShim:
         normed: Tensor,
         norms: Tensor,
         updates: Tensor | None = None,
+        modes: Modes | None = None,
+        zero_centered: bool = False,
     ) -> None:
-        extra = (_pointer(weight), ctypes.c_float(eps), *_strided(normed))
-        self._call("add_rms_norm", _dtype(residual), *_add(residual, update, out, norms, updates), *extra)
+        scale = (_pointer(weight), _dtype(weight), ctypes.c_int(zero_centered), ctypes.c_float(eps))
+        add = (*_add(residual, update, out, norms, updates), _modes(modes))
+        self._call("add_rms_norm", _dtype(residual), *add, *scale, *_strided(normed))
 
     def row_l2norm(self, stream: Tensor, norms: Tensor) -> None:
         self._call("row_l2norm", _dtype(stream), *_shape(stream), *_strided(stream), *_strided(norms))
@@ -160,6 +200,10 @@ class HostShim:
         if code:
             reason = self.library.void_shim_error().decode() if code < 0 else f"launch refused with cudaError {code}"
             raise RuntimeError(f"{name}: {reason}")
+
+
+def _modes(modes: Modes | None) -> object:
+    return None if modes is None else ctypes.byref(modes)
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -22,13 +22,12 @@ def register() -> None:
         scatter_rows,
     ):
         torch.library.register_fake(f"void_ext::{kernel.__name__}", kernel)
+    torch.library.register_fake("void_ext::add_l2norm.into", add_l2norm_into)
+    torch.library.register_fake("void_ext::add_rms_norm.into", add_rms_norm_into)
 
 
 def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
-    _check_shape("add_l2norm", "update", update, residual.shape, residual)
-    _check_table("add_l2norm", "norms", norms, residual)
-    if updates is not None:
-        _check_table("add_l2norm", "updates", updates, residual)
+    _check_add("add_l2norm", residual, update, norms, updates)
     return residual.new_empty(residual.shape)
 
 
@@ -40,13 +39,53 @@ def add_rms_norm(
     norms: Tensor,
     column: int,
     updates: Tensor | None = None,
+    zero_centered: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _check_shape("add_rms_norm", "update", update, residual.shape, residual)
-    _check_shape("add_rms_norm", "weight", weight, residual.shape[-1:], residual)
-    _check_table("add_rms_norm", "norms", norms, residual)
-    if updates is not None:
-        _check_table("add_rms_norm", "updates", updates, residual)
+    _check_add("add_rms_norm", residual, update, norms, updates)
+    _check_weight(weight, residual)
     return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+
+
+def add_l2norm_into(
+    residual: Tensor,
+    update: Tensor,
+    norms: Tensor,
+    column: int,
+    updates: Tensor | None,
+    on: Tensor | None,
+    alpha: float,
+    executed: Tensor | None,
+    active: Tensor | None,
+    kept: Tensor | None,
+    out: Tensor,
+) -> None:
+    _check_add("add_l2norm", residual, update, norms, updates)
+    _check_choice("add_l2norm", residual, on, executed, active, kept)
+    _check_shape("add_l2norm", "out", out, residual.shape, residual)
+
+
+def add_rms_norm_into(
+    residual: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    eps: float,
+    norms: Tensor,
+    column: int,
+    updates: Tensor | None,
+    zero_centered: bool,
+    on: Tensor | None,
+    alpha: float,
+    executed: Tensor | None,
+    active: Tensor | None,
+    kept: Tensor | None,
+    out: Tensor,
+    normed: Tensor,
+) -> None:
+    _check_add("add_rms_norm", residual, update, norms, updates)
+    _check_weight(weight, residual)
+    _check_choice("add_rms_norm", residual, on, executed, active, kept)
+    for name, target in (("out", out), ("normed", normed)):
+        _check_shape("add_rms_norm", name, target, residual.shape, residual)
 
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
@@ -110,6 +149,39 @@ def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int]
 def _check_table(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
     _check_kind(op, argument, tensor, torch.float32, like)
     _check(tensor.dim() == 2, op, argument, "two dimensions, [rows, columns]", tensor)
+
+
+def _check_add(op: str, residual: Tensor, update: Tensor, norms: Tensor, updates: Tensor | None) -> None:
+    _check_shape(op, "update", update, residual.shape, residual)
+    _check_table(op, "norms", norms, residual)
+    if updates is not None:
+        _check_table(op, "updates", updates, residual)
+
+
+def _check_weight(weight: Tensor, residual: Tensor) -> None:
+    _check(weight.shape == residual.shape[-1:], "add_rms_norm", "weight", f"shape {list(residual.shape[-1:])}", weight)
+    if weight.dtype != torch.float32:
+        _check_kind("add_rms_norm", "weight", weight, residual.dtype, residual)
+
+
+def _check_choice(
+    op: str,
+    residual: Tensor,
+    on: Tensor | None,
+    executed: Tensor | None,
+    active: Tensor | None,
+    kept: Tensor | None,
+) -> None:
+    rows = residual.shape[:-1].numel()
+    for name, flags in (("on", on), ("active", active)):
+        if flags is not None:
+            _check_vector(op, name, flags, torch.bool, residual)
+            _check(flags.shape[0] == rows, op, name, "a flag for each row of residual", flags)
+    if executed is not None:
+        _check_kind(op, "executed", executed, torch.bool, residual)
+        _check(executed.dim() == 2, op, "executed", "two dimensions, [rows, layers]", executed)
+    if kept is not None:
+        _check_shape(op, "kept", kept, residual.shape, residual)
 
 
 def _check_kind(op: str, argument: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:

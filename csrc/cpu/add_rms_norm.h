@@ -1,5 +1,6 @@
-// Two passes over a row, the second out of cache: add_l2norm, then normed = round(h * rsqrt(sum(h^2) / width + eps)) *
-// weight, both roundings to the rows' dtype, in the order of Hugging Face's LlamaRMSNorm.
+// Two passes over a row, the second out of cache: add_l2norm, then normed = round(round(h * s) * weight) with s = rsqrt(
+// sum(h^2) / width + eps), in the order of Hugging Face's LlamaRMSNorm; or round(h * s * (1 + weight)), as its
+// GemmaRMSNorm, whose weight is zero-centred.
 #pragma once
 
 #include "add_l2norm.h"
@@ -7,46 +8,71 @@
 namespace void_ext::cpu {
 namespace {
 
-template <typename T>
-inline void normalise_row(const T* h, const T* weight, T* normed, int64_t width, float inverse) {
-  const Vec scale = splat(inverse);
+template <typename T, typename W, bool kZeroCentered>
+inline Vec scaled(Vec h, Vec weight, float inverse) {
+  const Vec direction = h * splat(inverse);
+  if constexpr (kZeroCentered) return direction * (splat(1.0f) + weight);
+  return weight * rounded(direction, static_cast<const T*>(nullptr));
+}
+
+template <typename T, typename W, bool kZeroCentered, bool kStream>
+inline void normalise_row(const T* h, const W* weight, T* normed, int64_t width, float inverse) {
   int64_t i = 0;
   for (; width - i >= kLanes; i += kLanes) {
-    store(normed + i, load(weight + i) * rounded(load(h + i) * scale, h));
+    const Vec x = scaled<T, W, kZeroCentered>(load(h + i), load(weight + i), inverse);
+    kStream ? stream(normed + i, x) : store(normed + i, x);
   }
   if (i < width) {
     const int64_t count = width - i;
-    store_part(normed + i, load_part(weight + i, count) * rounded(load_part(h + i, count) * scale, h), count);
+    const Vec x = scaled<T, W, kZeroCentered>(load_part(h + i, count), load_part(weight + i, count), inverse);
+    store_part(normed + i, x, count);
   }
 }
 
-template <typename T, bool kUpdates>
+template <typename T, typename W, bool kZeroCentered, bool kUpdates, bool kStream>
 void add_rms_norm_rows(const AddRmsNormArgs& args, int64_t begin, int64_t end) {
   const AddL2NormArgs& add = args.add;
   for (int64_t row = begin; row < end; ++row) {
-    T* h = static_cast<T*>(add.out) + row * add.out_stride;
-    const float sum = add_row<T, kUpdates>(static_cast<const T*>(add.residual) + row * add.residual_stride,
-                                           static_cast<const T*>(add.update) + row * add.update_stride, h, add.width,
-                                           kUpdates ? add.updates + row * add.updates_stride : nullptr);
-    add.norms[row * add.norms_stride] = __builtin_sqrtf(sum);
+    const float sum = add_row_of<T, kUpdates>(add, row);
     const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(add.width) + args.eps);
-    normalise_row(h, static_cast<const T*>(args.weight), static_cast<T*>(args.normed) + row * args.normed_stride,
-                  add.width, inverse);
+    normalise_row<T, W, kZeroCentered, kStream>(
+        static_cast<const T*>(add.out) + row * add.out_stride, static_cast<const W*>(args.weight),
+        static_cast<T*>(args.normed) + row * args.normed_stride, add.width, inverse);
+  }
+  if constexpr (kStream) drain_streams();  // before another thread is told that the rows are there
+}
+
+template <typename T, typename W, bool kZeroCentered>
+void add_rms_norm_as(const AddRmsNormArgs& args, int64_t begin, int64_t end) {
+  const bool past = past_caches<T>(args.add.rows, args.add.width, args.normed, args.normed_stride);
+  if (args.add.updates != nullptr) {
+    past ? add_rms_norm_rows<T, W, kZeroCentered, true, true>(args, begin, end)
+         : add_rms_norm_rows<T, W, kZeroCentered, true, false>(args, begin, end);
+  } else {
+    past ? add_rms_norm_rows<T, W, kZeroCentered, false, true>(args, begin, end)
+         : add_rms_norm_rows<T, W, kZeroCentered, false, false>(args, begin, end);
+  }
+}
+
+template <typename T>
+void add_rms_norm_typed(const AddRmsNormArgs& args, int64_t begin, int64_t end) {
+  if (args.weight_dtype == DType::kFloat32) {
+    args.zero_centered ? add_rms_norm_as<T, float, true>(args, begin, end)
+                       : add_rms_norm_as<T, float, false>(args, begin, end);
+  } else {
+    args.zero_centered ? add_rms_norm_as<T, T, true>(args, begin, end)
+                       : add_rms_norm_as<T, T, false>(args, begin, end);
   }
 }
 
 void add_rms_norm(const AddRmsNormArgs& args, int64_t begin, int64_t end) {
-  const bool updates = args.add.updates != nullptr;
   switch (args.add.dtype) {
     case DType::kFloat32:
-      return updates ? add_rms_norm_rows<float, true>(args, begin, end)
-                     : add_rms_norm_rows<float, false>(args, begin, end);
+      return add_rms_norm_typed<float>(args, begin, end);
     case DType::kFloat16:
-      return updates ? add_rms_norm_rows<Float16, true>(args, begin, end)
-                     : add_rms_norm_rows<Float16, false>(args, begin, end);
+      return add_rms_norm_typed<Float16>(args, begin, end);
     case DType::kBFloat16:
-      return updates ? add_rms_norm_rows<BFloat16, true>(args, begin, end)
-                     : add_rms_norm_rows<BFloat16, false>(args, begin, end);
+      return add_rms_norm_typed<BFloat16>(args, begin, end);
   }
 }
 

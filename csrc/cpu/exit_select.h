@@ -12,10 +12,7 @@ namespace void_ext::cpu {
 inline void exit_select(const ExitSelectArgs& args, int64_t begin, int64_t end) {
   const int64_t bytes = args.dtype == DType::kFloat32 ? 4 : 2;
   for (int64_t row = begin; row < end; ++row) {
-    const float* norms = args.norms + row * args.norms_stride;
-    LacRule rule;
-    for (int64_t layer = 0; layer < args.layer; ++layer) rule.admit(norms[layer + 1] - norms[layer]);
-    if (!rule.active(norms[args.layer + 1] - norms[args.layer], args.alpha)) continue;
+    if (!layer_active(args.norms + row * args.norms_stride, nullptr, args.layer, args.alpha)) continue;
     std::memmove(static_cast<char*>(args.kept) + row * args.kept_stride * bytes,
                  static_cast<const char*>(args.stream) + row * args.stream_stride * bytes,
                  static_cast<size_t>(args.width * bytes));

@@ -8,15 +8,19 @@ namespace void_ext::cpu {
 namespace {
 
 template <typename T>
+inline float row_squares(const T* row, int64_t width) {
+  SumOfSquares sum;
+  walk_row(
+      width, [&](int64_t i, int chain) { sum.add(load(row + i), chain); },
+      [&](int64_t i, int64_t count, int chain) { sum.add(load_part(row + i, count), chain); }, [&] { sum.fold(); });
+  return sum.finish();
+}
+
+template <typename T>
 void row_l2norm_rows(const RowL2NormArgs& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* stream = static_cast<const T*>(args.stream) + row * args.stream_stride;
-    SumOfSquares sum;
-    walk_row(
-        args.width, [&](int64_t i, int chain) { sum.add(load(stream + i), chain); },
-        [&](int64_t i, int64_t count, int chain) { sum.add(load_part(stream + i, count), chain); },
-        [&] { sum.fold(); });
-    args.norms[row * args.norms_stride] = __builtin_sqrtf(sum.finish());
+    args.norms[row * args.norms_stride] = __builtin_sqrtf(row_squares(stream, args.width));
   }
 }
 

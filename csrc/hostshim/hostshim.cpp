@@ -82,7 +82,7 @@ int void_shim_threads_per_row() { return static_cast<int>(last_block.x); }
 
 int void_shim_add_l2norm(int dtype, int64_t rows, int64_t width, const void* residual, int64_t residual_stride,
                          const void* update, int64_t update_stride, void* out, int64_t out_stride, float* norms,
-                         int64_t norms_stride, float* updates, int64_t updates_stride) {
+                         int64_t norms_stride, float* updates, int64_t updates_stride, const AddModes* modes) {
   const AddL2NormArgs args{static_cast<DType>(dtype),
                            rows,
                            width,
@@ -95,14 +95,16 @@ int void_shim_add_l2norm(int dtype, int64_t rows, int64_t width, const void* res
                            norms,
                            norms_stride,
                            updates,
-                           updates_stride};
+                           updates_stride,
+                           modes != nullptr ? *modes : AddModes{}};
   return guarded([&] { return kernels::launch_add_l2norm(args, Launcher{}); });
 }
 
 int void_shim_add_rms_norm(int dtype, int64_t rows, int64_t width, const void* residual, int64_t residual_stride,
                            const void* update, int64_t update_stride, void* out, int64_t out_stride, float* norms,
-                           int64_t norms_stride, float* updates, int64_t updates_stride, const void* weight, float eps,
-                           void* normed, int64_t normed_stride) {
+                           int64_t norms_stride, float* updates, int64_t updates_stride, const AddModes* modes,
+                           const void* weight, int weight_dtype, int zero_centered, float eps, void* normed,
+                           int64_t normed_stride) {
   const AddL2NormArgs add{static_cast<DType>(dtype),
                           rows,
                           width,
@@ -115,8 +117,10 @@ int void_shim_add_rms_norm(int dtype, int64_t rows, int64_t width, const void* r
                           norms,
                           norms_stride,
                           updates,
-                          updates_stride};
-  const AddRmsNormArgs args{add, weight, eps, normed, normed_stride};
+                          updates_stride,
+                          modes != nullptr ? *modes : AddModes{}};
+  const AddRmsNormArgs args{add,           weight, static_cast<DType>(weight_dtype), zero_centered != 0, eps, normed,
+                            normed_stride};
   return guarded([&] { return kernels::launch_add_rms_norm(args, Launcher{}); });
 }
 

@@ -1,16 +1,21 @@
 // add_l2norm: h = residual + update in float32, rounded to the rows' dtype; norms[row] = ||h|| of the rounded h, and on
 // request updates[row] = ||h - residual||. A row is read once and written once.
 // Mapping: a row to blockDim.x threads (common/reduce.cuh), which hold kPacksPerThread 16-byte packs of each operand at
-// a time; all loads of a chunk are issued before the first sum.
+// a time; all loads of a chunk are issued before the first sum. kModes: rows may be off, and a verdict on the layer is
+// given from the row's history, which is walked while the row's loads are on their way.
 #pragma once
 
+#include <type_traits>
+
 #include "../args.h"
+#include "../rule.h"
+#include "common/copy.cuh"
 #include "common/reduce.cuh"
 
 namespace void_ext::kernels {
 
 // One row of the addition, chunk by chunk: the part that add_rms_norm shares.
-template <typename T, bool kAligned, bool kUpdates>
+template <typename T, bool kAligned, bool kUpdates, bool kModes>
 struct AddRow {
   using Bits = typename Element<T>::Bits;
 
@@ -19,6 +24,7 @@ struct AddRow {
   Bits* out;
   int64_t width;
   uint32_t packs;
+  bool on = true;
   Squares stream, change;
 
   __device__ __forceinline__ AddRow(const AddL2NormArgs& args, int64_t row)
@@ -26,7 +32,9 @@ struct AddRow {
         update(static_cast<const Bits*>(args.update) + row * args.update_stride),
         out(static_cast<Bits*>(args.out) + row * args.out_stride),
         width(args.width),
-        packs(pack_count<T>(args.width)) {}
+        packs(pack_count<T>(args.width)) {
+    if constexpr (kModes) on = args.modes.on == nullptr || args.modes.on[row * args.modes.on_stride];
+  }
 
   // Adds packs first, first + blockDim.x, …; leaves them in `h`, rounded.
   __device__ __forceinline__ void add_chunk(uint32_t first, Pack (&h)[kPacksPerThread]) {
@@ -37,7 +45,7 @@ struct AddRow {
       r[k] = u[k] = Pack{};
       if (index < packs) {
         r[k] = load_pack<T, kAligned>(residual, index, width);
-        u[k] = load_pack<T, kAligned>(update, index, width);
+        if (on) u[k] = load_pack<T, kAligned>(update, index, width);
       }
     }
 #pragma unroll
@@ -48,13 +56,13 @@ struct AddRow {
       widen<T>(u[k], y);
 #pragma unroll
       for (int i = 0; i < kPackSize<T>; ++i) y[i] = __fadd_rn(x[i], y[i]);
-      h[k] = narrow<T>(y);
+      h[k] = on ? narrow<T>(y) : r[k];  // a sum with zero would not keep the bits: -0.0, NaN payloads
       if (index < packs) store_pack<T, kAligned>(out, index, width, h[k]);
       widen<T>(h[k], y);  // the norm is that of the stream as stored
       stream.add(k, y);
       if constexpr (kUpdates) {
 #pragma unroll
-        for (int i = 0; i < kPackSize<T>; ++i) y[i] = __fsub_rn(y[i], x[i]);
+        for (int i = 0; i < kPackSize<T>; ++i) y[i] = on ? __fsub_rn(y[i], x[i]) : 0.0f;
         change.add(k, y);
       }
     }
@@ -68,21 +76,50 @@ struct AddRow {
     row_sum(sums);
     if (threadIdx.x == 0) {
       args.norms[row * args.norms_stride] = __fsqrt_rn(sums[0]);
-      if constexpr (kUpdates) args.updates[row * args.updates_stride] = __fsqrt_rn(sums[1]);
+      if constexpr (kUpdates) {
+        // Some kernels serve calls with update norms and without.
+        if (args.updates != nullptr) args.updates[row * args.updates_stride] = __fsqrt_rn(sums[1]);
+      }
     }
     return sums[0];
   }
+
+  // The verdict on the layer, once its sum is known, and its consequences. Every thread has the same, and reads of `out`
+  // the packs that it has written itself.
+  __device__ __forceinline__ void judge(const AddL2NormArgs& args, int64_t row, const LacHistory& history, float sum) {
+    const AddModes& modes = args.modes;
+    if (!modes.judged()) return;
+    const bool active = on && history.active(__fsqrt_rn(sum), modes.alpha);
+    if (threadIdx.x == 0 && modes.active != nullptr) modes.active[row * modes.active_stride] = active;
+    if (active && modes.kept != nullptr) {
+      copy_row<T, kAligned>(out, static_cast<Bits*>(modes.kept) + row * modes.kept_stride, width, packs);
+    }
+  }
 };
 
-template <typename T, bool kAligned, bool kUpdates>
-__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) add_l2norm_kernel(const AddL2NormArgs args) {
+// What a row's history says before its new norm is known; nothing where no verdict is wanted.
+__device__ __forceinline__ LacHistory history_of(const AddL2NormArgs& args, int64_t row) {
+  const AddModes& modes = args.modes;
+  const bool* executed = modes.executed == nullptr ? nullptr : modes.executed + row * modes.executed_stride;
+  return LacHistory(args.norms + row * args.norms_stride - (modes.judged() ? modes.layer + 1 : 0), executed,
+                    modes.judged() ? modes.layer : 0);
+}
+
+// Modes need more registers than two blocks leave each thread.
+template <typename T, bool kAligned, bool kUpdates, bool kModes>
+__global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2) add_l2norm_kernel(const AddL2NormArgs args) {
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
-    AddRow<T, kAligned, kUpdates> add(args, row);
+    AddRow<T, kAligned, kUpdates, kModes> add(args, row);
     for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
       add.add_chunk(first, h);
     }
-    add.finish(args, row);
+    if constexpr (kModes) {
+      const LacHistory history = history_of(args, row);
+      add.judge(args, row, history, add.finish(args, row));
+    } else {
+      add.finish(args, row);
+    }
     before_next_row(row, args.rows);
   }
 }
@@ -92,7 +129,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) add_l2norm_kernel(const 
 template <typename T>
 bool add_aligned(const AddL2NormArgs& args) {
   return args.width % kPackSize<T> == 0 && rows_aligned<T>(args.residual, args.residual_stride) &&
-         rows_aligned<T>(args.update, args.update_stride) && rows_aligned<T>(args.out, args.out_stride);
+         rows_aligned<T>(args.update, args.update_stride) && rows_aligned<T>(args.out, args.out_stride) &&
+         (args.modes.kept == nullptr || rows_aligned<T>(args.modes.kept, args.modes.kept_stride));
 }
 
 template <typename Launch>
@@ -100,9 +138,13 @@ int launch_add_l2norm(const AddL2NormArgs& args, Launch&& launch) {
   if (args.rows == 0) return cudaSuccess;
   return with_dtype(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    auto kernel = add_aligned<T>(args)
-                      ? (args.updates ? add_l2norm_kernel<T, true, true> : add_l2norm_kernel<T, true, false>)
-                      : (args.updates ? add_l2norm_kernel<T, false, true> : add_l2norm_kernel<T, false, false>);
+    const auto choose = [&](auto aligned) {
+      constexpr bool kAligned = decltype(aligned)::value;
+      return args.modes.any() ? add_l2norm_kernel<T, kAligned, true, true>
+             : args.updates   ? add_l2norm_kernel<T, kAligned, true, false>
+                              : add_l2norm_kernel<T, kAligned, false, false>;
+    };
+    auto kernel = add_aligned<T>(args) ? choose(std::true_type{}) : choose(std::false_type{});
     return launch_rows<T>(launch, kernel, args.rows, args.width, args);
   });
 }

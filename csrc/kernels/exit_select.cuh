@@ -11,24 +11,12 @@
 
 namespace void_ext::kernels {
 
-__device__ __forceinline__ bool layer_active(const float* norms, int64_t layer, float alpha) {
-  LacRule rule;
-  float previous = norms[0];
-#pragma unroll 4
-  for (int64_t l = 0; l < layer; ++l) {
-    const float next = norms[l + 1];
-    rule.admit(next - previous);
-    previous = next;
-  }
-  return rule.active(norms[layer + 1] - previous, alpha);
-}
-
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) exit_select_kernel(const ExitSelectArgs args) {
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
-    if (!layer_active(args.norms + row * args.norms_stride, args.layer, args.alpha)) continue;
+    if (!layer_active(args.norms + row * args.norms_stride, nullptr, args.layer, args.alpha)) continue;
     copy_row<T, kAligned>(static_cast<const Bits*>(args.stream) + row * args.stream_stride,
                           static_cast<Bits*>(args.kept) + row * args.kept_stride, args.width, packs);
   }

@@ -7,7 +7,17 @@
 
 namespace void_ext {
 
-// The checks, made on construction; then arguments(), which may copy what has no row stride.
+// What an add does for chosen rows (AddModes), as the caller gave it.
+struct Choice {
+  const std::optional<Tensor>& on;
+  double alpha;
+  const std::optional<Tensor>& executed;
+  const std::optional<Tensor>& active;
+  const std::optional<Tensor>& kept;
+};
+
+// The checks, made on construction and by choose() and check_target(); then arguments(), which may copy what has no row
+// stride.
 class AddInputs {
  public:
   AddInputs(const char* op, const Tensor& residual, const Tensor& update, const Tensor& norms, int64_t column,
@@ -16,17 +26,25 @@ class AddInputs {
   const View& residual() const { return residual_; }
   const Rows& rows() const { return rows_; }
 
-  // `out`: the contiguous tensor to write h to. The copies live as long as this object.
-  AddL2NormArgs arguments(const Tensor& out);
+  void choose(const Choice& choice);
+  // A tensor of the caller's that rows like residual's are written to; returns its row stride. `same`: whether it may
+  // be residual or update itself.
+  int64_t check_target(const View& target, bool same) const;
+
+  // `out`: where h goes. The copies live as long as this object.
+  AddL2NormArgs arguments(const Tensor& out, int64_t out_stride);
 
  private:
+  const char* op_;
   View residual_, update_, norms_;
   std::optional<View> updates_;
+  std::optional<View> kept_;
   DType dtype_;
   Rows rows_;
   int64_t column_;
   int64_t norms_stride_;
   int64_t updates_stride_ = 0;
+  AddModes modes_{};
   std::optional<Tensor> residual_rows_, update_rows_;
 };
 

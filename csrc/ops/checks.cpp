@@ -182,6 +182,26 @@ void check_apart(const View& view, const View& written, bool same) {
        ahead == 0 && *stride == target_stride ? "the same rows" : "rows that overlap it");
 }
 
+void check_disjoint(const View& view, const View& written) {
+  const auto end = [](const View& of) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < of.dim; ++d) last += (of.sizes[d] - 1) * of.strides[d];
+    return reinterpret_cast<intptr_t>(of.tensor.data_ptr()) + (last + 1) * static_cast<int64_t>(of.tensor.element_size());
+  };
+  const auto start = [](const View& of) { return reinterpret_cast<intptr_t>(of.tensor.data_ptr()); };
+  if (view.tensor.numel() == 0 || written.tensor.numel() == 0) return;
+  if (start(view) < end(written) && start(written) < end(view)) {
+    fail(view.op, view.name, "expected memory apart from that of ", written.name,
+         ", which is written to, got some that overlaps it");
+  }
+}
+
+void check_written_flags(const View& flags) {
+  if (flags.sizes[0] > 1 && flags.strides[0] == 0) {
+    fail(flags.op, flags.name, "is written to, so expected a flag of its own for each row, got stride 0");
+  }
+}
+
 int64_t check_flags(const View& flags, const View& like, int64_t rows) {
   check_vector(flags, aoti_torch_dtype_bool());
   if (flags.sizes[0] != rows) {

@@ -73,6 +73,11 @@ int64_t check_mutable_rows(const View& view);
 // Both are of one dtype, and `written` has passed check_mutable_rows.
 void check_apart(const View& view, const View& written, bool same);
 
+// The memory from the first to the last element of `view` holds nothing of `written`, from its first to its last.
+void check_disjoint(const View& view, const View& written);
+// No two rows share a flag that is written to.
+void check_written_flags(const View& flags);
+
 // Flags bool [rows], one for each row of `like`. Returns their stride.
 int64_t check_flags(const View& flags, const View& like, int64_t rows);
 // What compact returns: index int64, at least one entry for each of `needed` rows, and count int64 [1]. Returns the

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def add_l2norm(residual: Tensor, update: Tensor, norms: Tensor, column: int, updates: Tensor | None = None) -> Tensor:
-    """``h = residual + update``, ``norms[i, column] = ||h_i||``, ``updates[i, column - 1] = ||h_i - residual_i||``."""
-    h = (residual + update).contiguous()
+def add_l2norm(
+    residual: Tensor,
+    update: Tensor,
+    norms: Tensor,
+    column: int,
+    updates: Tensor | None = None,
+    *,
+    on: Tensor | None = None,
+    alpha: float | None = None,
+    executed: Tensor | None = None,
+    active: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """``h = residual + update``, ``norms[i, column] = ||h_i||``, ``updates[i, column - 1] = ||h_i - residual_i||``.
+
+    In rows that are off ``h = residual``. ``active`` takes :func:`void_mask`'s verdict on layer ``column - 1``, and
+    ``kept`` the rows of ``h`` where that is active.
+    """
+    rows = residual.shape[:-1].numel()
+    runs = torch.ones(rows, dtype=torch.bool, device=residual.device) if on is None else on.clone()
+    wide = runs.reshape(*residual.shape[:-1], 1)
+    h = torch.where(wide, residual + update, residual).contiguous()
     row_l2norm(h, norms, column)
     if updates is not None:
-        row_l2norm(h.float() - residual.float(), updates, column - 1)
+        row_l2norm(torch.where(wide, h.float() - residual.float(), 0.0), updates, column - 1)
+    if alpha is not None:
+        before = torch.ones(rows, column - 1, dtype=torch.bool, device=h.device) if executed is None else executed
+        ran = torch.cat([before[:rows, : column - 1], runs[:, None]], 1)
+        verdict = void_mask(norms[:rows, : column + 1], alpha, ran)[:, -1]
+        if active is not None:
+            active.copy_(verdict)
+        if kept is not None:
+            kept.copy_(torch.where(verdict.reshape(*residual.shape[:-1], 1), h, kept))
     return h
 
 
@@ -23,12 +52,16 @@ def add_rms_norm(
     norms: Tensor,
     column: int,
     updates: Tensor | None = None,
+    zero_centered: bool = False,
+    **choice: Any,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`add_l2norm`, and ``h``'s RMSNorm in the order of roundings of transformers' LlamaRMSNorm."""
-    h = add_l2norm(residual, update, norms, column, updates)
+    """:func:`add_l2norm`, and ``h``'s RMSNorm rounded in the order of transformers' LlamaRMSNorm, or GemmaRMSNorm."""
+    h = add_l2norm(residual, update, norms, column, updates, **choice)
     wide = h.float()
-    variance = wide.pow(2).mean(dim=-1, keepdim=True)
-    return h, weight * (wide * torch.rsqrt(variance + eps)).to(h.dtype)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
+    if zero_centered:
+        return h, (wide * (1.0 + weight.float())).to(h.dtype)
+    return h, (weight * wide.to(h.dtype)).to(h.dtype)
 
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
