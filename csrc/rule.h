@@ -52,8 +52,8 @@ struct LacHistory {
   VOID_HOST_DEVICE bool active(float norm, float alpha) const { return rule.active(norm - before, alpha); }
 };
 
-// Whether layer `layer` was active, from norms[0 … layer + 1]. `executed`: which of the layers before it ran, null where
-// all did; those that did not are no part of the history.
+// Whether layer `layer` was active, from norms[0 … layer + 1]. `executed`: which of the layers before it ran, null
+// where all did; those that did not are no part of the history.
 VOID_HOST_DEVICE bool layer_active(const float* norms, const bool* executed, int64_t layer, float alpha) {
   return LacHistory(norms, executed, layer).active(norms[layer + 1], alpha);
 }

@@ -15,6 +15,7 @@ bool supported(const std::string& isa) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   }
+  if (isa == "avx512_bf16") return supported("avx512") && __builtin_cpu_supports("avx512bf16");
 #endif
   return isa == "baseline";
 }
@@ -43,7 +44,7 @@ std::string select() {
 
 std::vector<std::string> compiled_isas() {
 #ifdef VOID_EXT_X86
-  return {"baseline", "avx2", "avx512"};
+  return {"baseline", "avx2", "avx512", "avx512_bf16"};
 #else
   return {"baseline"};
 #endif

@@ -18,6 +18,7 @@ extern const RowKernels kBaseline;
 #ifdef VOID_EXT_X86
 extern const RowKernels kAvx2;
 extern const RowKernels kAvx512;
+extern const RowKernels kAvx512Bf16;
 #endif
 
 }  // namespace void_ext::cpu

@@ -54,9 +54,30 @@ inline __m512i round_bf16(Vec x) {
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   return _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
 }
+inline Vec widen_bf16(__m256i half) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline __m256i narrow_bf16(Vec x) {
+#if defined(__AVX512BF16__)
+  // One instruction for six, but it loses subnormals and keeps the payloads of NaN.
+  constexpr int kQuietNan = 0x01, kSubnormal = 0x20, kSignalingNan = 0x80;
+  const __mmask16 special = _mm512_fpclass_ps_mask(x.v, kQuietNan | kSubnormal | kSignalingNan);
+  if (__builtin_expect(special == 0, 1)) {
+    const __m256bh half = _mm512_cvtneps_pbh(x.v);
+    __m256i bits;
+    std::memcpy(&bits, &half, sizeof(bits));
+    return bits;
+  }
+#endif
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16(x), 16));
+}
 inline Vec rounded(Vec x, const float*) { return x; }
 inline Vec rounded(Vec x, const BFloat16*) {
+#if defined(__AVX512BF16__)
+  return widen_bf16(narrow_bf16(x));
+#else
   return {_mm512_castsi512_ps(_mm512_and_si512(round_bf16(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+#endif
 }
 inline Vec rounded(Vec x, const Float16*) {
   return {_mm512_cvtph_ps(_mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
@@ -68,9 +89,9 @@ inline Vec store(float* p, Vec x) {
   return x;
 }
 inline Vec store(BFloat16* p, Vec x) {
-  const __m512i bits = round_bf16(x);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-  return {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  const __m256i half = narrow_bf16(x);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+  return widen_bf16(half);
 }
 inline Vec store(Float16* p, Vec x) {
   const __m256i half = _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -84,9 +105,9 @@ inline Vec stream(float* p, Vec x) {
   return x;
 }
 inline Vec stream(BFloat16* p, Vec x) {
-  const __m512i bits = round_bf16(x);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-  return {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  const __m256i half = narrow_bf16(x);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half);
+  return widen_bf16(half);
 }
 inline Vec stream(Float16* p, Vec x) {
   const __m256i half = _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

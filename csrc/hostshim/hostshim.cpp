@@ -119,8 +119,8 @@ int void_shim_add_rms_norm(int dtype, int64_t rows, int64_t width, const void* r
                           updates,
                           updates_stride,
                           modes != nullptr ? *modes : AddModes{}};
-  const AddRmsNormArgs args{add,           weight, static_cast<DType>(weight_dtype), zero_centered != 0, eps, normed,
-                            normed_stride};
+  const AddRmsNormArgs args{add,    weight,       static_cast<DType>(weight_dtype), zero_centered != 0, eps,
+                            normed, normed_stride};
   return guarded([&] { return kernels::launch_add_rms_norm(args, Launcher{}); });
 }
 

@@ -84,8 +84,8 @@ struct AddRow {
     return sums[0];
   }
 
-  // The verdict on the layer, once its sum is known, and its consequences. Every thread has the same, and reads of `out`
-  // the packs that it has written itself.
+  // The verdict on the layer, once its sum is known, and its consequences. Every thread has the same, and reads of
+  // `out` the packs that it has written itself.
   __device__ __forceinline__ void judge(const AddL2NormArgs& args, int64_t row, const LacHistory& history, float sum) {
     const AddModes& modes = args.modes;
     if (!modes.judged()) return;

@@ -1,8 +1,8 @@
 // add_rms_norm: add_l2norm, then the RMSNorm of h, whose sum of squares is the norm's: normed = round(round(h * s) *
-// weight), the rounding order of Hugging Face's LlamaRMSNorm, or round(h * s * (1 + weight)), GemmaRMSNorm's; s = rsqrt(
-// sum(h^2) / width + eps) over the stream as stored, with the mean as a product with 1 / width, as torch has it on CUDA.
-// Mapping: as add_l2norm. Rows of up to kMaxThreadsPerRow * kPacksPerThread packs stay in registers between the two
-// passes; wider and unaligned ones are read back by the threads that wrote them.
+// weight), the rounding order of Hugging Face's LlamaRMSNorm, or round(h * s * (1 + weight)), GemmaRMSNorm's; s =
+// rsqrt( sum(h^2) / width + eps) over the stream as stored, with the mean as a product with 1 / width, as torch has it
+// on CUDA. Mapping: as add_l2norm. Rows of up to kMaxThreadsPerRow * kPacksPerThread packs stay in registers between
+// the two passes; wider and unaligned ones are read back by the threads that wrote them.
 #pragma once
 
 #include "add_l2norm.cuh"
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kerne
 
 // Every other call: wide rows, any alignment, modes. Which formula is asked at run time, the same for all threads.
 template <typename T, typename W, bool kAligned, bool kModes>
-__global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2) add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
+__global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2)
+    add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
   using Bits = typename Element<T>::Bits;
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {
     AddRow<T, kAligned, true, kModes> add(args.add, row);
@@ -145,8 +146,8 @@ int launch_add_rms_norm(const AddRmsNormArgs& args, Launch&& launch) {
   if (args.add.rows == 0) return cudaSuccess;
   return with_dtype(args.add.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    auto kernel = args.weight_dtype == args.add.dtype ? add_rms_norm_kernel<T, T>(args)
-                                                      : add_rms_norm_kernel<T, float>(args);
+    auto kernel =
+        args.weight_dtype == args.add.dtype ? add_rms_norm_kernel<T, T>(args) : add_rms_norm_kernel<T, float>(args);
     return launch_rows<T>(launch, kernel, args.add.rows, args.add.width, args);
   });
 }

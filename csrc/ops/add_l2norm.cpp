@@ -1,5 +1,5 @@
-// h = residual + update, ||h|| into a column of norms, ||h - residual|| into one of updates; into tensors of the caller's,
-// for chosen rows and with a verdict on the layer, by the overload `into`.
+// h = residual + update, ||h|| into a column of norms, ||h - residual|| into one of updates; into tensors of the
+// caller's, for chosen rows and with a verdict on the layer, by the overload `into`.
 #include "add_inputs.h"
 #include "device.h"
 

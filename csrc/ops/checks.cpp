@@ -186,7 +186,8 @@ void check_disjoint(const View& view, const View& written) {
   const auto end = [](const View& of) {
     int64_t last = 0;
     for (int64_t d = 0; d < of.dim; ++d) last += (of.sizes[d] - 1) * of.strides[d];
-    return reinterpret_cast<intptr_t>(of.tensor.data_ptr()) + (last + 1) * static_cast<int64_t>(of.tensor.element_size());
+    return reinterpret_cast<intptr_t>(of.tensor.data_ptr()) +
+           (last + 1) * static_cast<int64_t>(of.tensor.element_size());
   };
   const auto start = [](const View& of) { return reinterpret_cast<intptr_t>(of.tensor.data_ptr()); };
   if (view.tensor.numel() == 0 || written.tensor.numel() == 0) return;

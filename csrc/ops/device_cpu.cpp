@@ -19,6 +19,7 @@ namespace {
 const cpu::RowKernels& row_kernels() {
   static const cpu::RowKernels& chosen = [&]() -> const cpu::RowKernels& {
 #ifdef VOID_EXT_X86
+    if (cpu::selected_isa() == "avx512_bf16") return cpu::kAvx512Bf16;
     if (cpu::selected_isa() == "avx512") return cpu::kAvx512;
     if (cpu::selected_isa() == "avx2") return cpu::kAvx2;
 #endif

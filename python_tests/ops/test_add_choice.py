@@ -285,8 +285,8 @@ def test_refuses_memory_that_is_read_and_written(device) -> None:
         ops.add_rms_norm(memory[:3], other, third[1], EPS, norms, 0, out=(third, memory[3:]))
     with pytest.raises(ValueError, match=rf"norms: {apart} out"):
         ops.add_l2norm(memory[:3], other, memory[3:], 0, out=memory[3:])
+    active = torch.zeros(3, dtype=torch.bool, device=device)
     with pytest.raises(ValueError, match=rf"kept: {apart} out"):
-        active = torch.zeros(3, dtype=torch.bool, device=device)
         ops.add_l2norm(memory[:3], other, norms, 1, alpha=0.8, active=active, kept=third, out=third)
     both = torch.zeros(4, dtype=torch.bool, device=device)
     with pytest.raises(ValueError, match=rf"on: {apart} active"):
