@@ -117,7 +117,7 @@ def test_installed_families_are_known(tiny: Any) -> None:
         form, why = registry.layer_form(tiny(family).model.layers[0])
         assert form is not None, why
     for family in PRE_NORM:
-        assert registry.is_known_rms_norm(tiny(family).model.norm)
+        assert registry.rms_norm_form(tiny(family).model.norm)
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ def add_rms_norm(
         ``torch.add``'s.
     Raises:
         ValueError: an argument of another shape, dtype, device or range, or memory written to that overlaps another
-            argument's; names it, what was expected and what came. Nothing is written then. Also for a CUDA tensor in a build without CUDA.
+            argument's; names it, what was expected and what came. Nothing is written then. Also for a CUDA tensor in a
+            build without CUDA.
         RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
     Numerics: the roundings of Hugging Face's LlamaRMSNorm or GemmaRMSNorm, on the rounded ``h``. The sum runs in
         another order than torch's, so before the weight a value may fall to the other neighbour (1 ulp): in 1e-5 of

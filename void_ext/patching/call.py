@@ -53,6 +53,7 @@ class Call:
         self.halves: Tensor | None = None
         self.exit: ExitSelector | None = None
         self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
+        self.settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
         self.streams: list[Tensor] | None = None  # of the columns so far, where their norms are taken at the end
         self.last: Tensor | None = None  # what the layer before left, and the version of its content
         self.version = -1
@@ -151,8 +152,15 @@ class Call:
             if self._unwritten and self._unwritten[-1] == self.next:
                 self._unwritten.pop()
         self.last = None
+        self.settled = stream
         if self.exit is not None:
             self.exit.step(self.next - 1, stream, self.norms)
+
+    def take_normed(self, stream: Tensor) -> Tensor | None:
+        """What the last layer's closing add made of ``stream`` for the final norm, if that is what it gets to see."""
+        normed, self.normed = self.normed, None
+        same = stream is self.settled and (self._inference or self.version == stream._version)
+        return normed if same else None
 
     def tap(self, table: Tensor, column: int, stream: Tensor) -> None:
         """Write the L2 norm of each row of ``stream`` into a column of ``table``."""

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from void_ext.patching.call import Call
+from void_ext.patching.norms import NormAfterAdd, same_kind
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, Schedule
 
 _add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default
-_add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.void_ext.add_rms_norm.default
 
 
 class FusedForward:
@@ -39,9 +39,9 @@ class FusedForward:
         self.index = index
         self.form = form
         self.recorder = recorder
-        # Norms whose formula is known, and so can be fused: the one inside, and the input norm of the layer after it.
-        self.post_norm = post_norm
-        self.next_norm = next_norm
+        # Norms to be fused, as far as their formula is known: the one inside, and the one that follows the layer.
+        self.post_norm = NormAfterAdd.of(post_norm)
+        self.next_norm = NormAfterAdd.of(next_norm)
         self.following = following
         # What the layer's own forward takes after hidden_states, in this order, and would fill in.
         named = list(inspect.signature(type(layer).forward).parameters.values())[2:]
@@ -85,13 +85,10 @@ class FusedForward:
         normed, call.normed = call.normed, None
         update = self.attend(hidden_states, normed, kwargs)
 
-        norm: nn.Module | None = None if form.post_norm is None else modules[form.post_norm]
-        normed = None
-        if norm is not None and self.post_norm is norm and _fusable(call, hidden_states, update, norm):
+        post, normed = self._post_norm(), None
+        if post is not None and post.fits(call, hidden_states, update):
             table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
-            middle, normed = _add_rms_norm(
-                hidden_states, update, norm.weight, norm.variance_epsilon, table, column % table.shape[1]
-            )
+            middle, normed = post.add(hidden_states, update, table, column % table.shape[1])
         elif call.halves is not None:
             middle = add_and_norm(call, hidden_states, update, call.halves, index)
         else:
@@ -102,10 +99,8 @@ class FusedForward:
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
         known = None if watched else self._next_norm(call)
-        if known is not None and _fusable(call, middle, update, known):
-            stream, call.normed = _add_rms_norm(
-                middle, update, known.weight, known.variance_epsilon, call.norms, index + 1
-            )
+        if known is not None and known.fits(call, middle, update):
+            stream, call.normed = known.add(middle, update, call.norms, index + 1)
         else:
             stream = add_and_norm(call, middle, update, call.norms, index + 1)
         call.leave(index, stream, hidden_states, doubtful=watched)
@@ -150,11 +145,19 @@ class FusedForward:
             update = self.layer._modules[name](update)  # type: ignore[misc]
         return update if self.form.scale is None else update * getattr(self.layer, self.form.scale)
 
-    def _next_norm(self, call: Call) -> nn.Module | None:
-        # Somebody may have put another norm there since.
-        if self.next_norm is None or self.following is None or self.form.input_norm is None:
+    # Somebody may have put another norm in its place since, or hooked it.
+
+    def _post_norm(self) -> NormAfterAdd | None:
+        known, name = self.post_norm, self.form.post_norm
+        if known is None or name is None or self.layer._modules[name] is not known.norm or known.hooked:
             return None
-        return self.next_norm if self.following._modules[self.form.input_norm] is self.next_norm else None
+        return known
+
+    def _next_norm(self, call: Call) -> NormAfterAdd | None:
+        known, following, name = self.next_norm, self.following, self.form.input_norm
+        if known is None or following is None:
+            return known  # the final norm, whose module is called in any case, hooks and all
+        return None if name is None or following._modules[name] is not known.norm or known.hooked else known
 
 
 def add_and_norm(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
@@ -166,26 +169,3 @@ def add_and_norm(call: Call, residual: Tensor, update: Tensor, table: Tensor, co
         call.tap(table, column, stream)
         return stream
     return _add_l2norm(residual, update, table, column)
-
-
-def same_kind(residual: Tensor, update: Tensor) -> bool:
-    # Under autocast the update has another dtype and torch.add promotes; wrappers may return tensor subclasses.
-    return (
-        type(residual) is Tensor
-        and type(update) is Tensor
-        and residual.dtype is update.dtype
-        and residual.shape == update.shape
-        and residual.device == update.device
-    )
-
-
-def _fusable(call: Call, residual: Tensor, update: Tensor, norm: nn.Module) -> bool:
-    weight = norm.weight
-    return (
-        not call.plain
-        and same_kind(residual, update)
-        and weight.dtype == residual.dtype
-        and weight.device == residual.device
-        and not norm._forward_hooks
-        and not norm._forward_pre_hooks
-    )

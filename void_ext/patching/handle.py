@@ -21,10 +21,11 @@ from void_ext.patching.fused import FusedForward
 from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
+from void_ext.patching.norms import FinalNormForward
 from void_ext.patching.projection import key_form
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.recording import Recording
-from void_ext.patching.registry import LayerForm, common_form, is_known_rms_norm
+from void_ext.patching.registry import LayerForm, common_form, rms_norm_form
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.skipping import HalfBytes, Skipper
 from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
@@ -216,9 +217,8 @@ def _skipper(
     return Skipper(policy, len(stack.layers), tuple(sizes), costs)
 
 
-def _fusable_norm(layer: nn.Module | None, name: str | None) -> nn.Module | None:
-    norm = None if layer is None or name is None else getattr(layer, name)
-    return norm if norm is not None and is_known_rms_norm(norm) else None
+def _norm_of(layer: nn.Module | None, name: str | None) -> nn.Module | None:
+    return None if layer is None or name is None else getattr(layer, name)
 
 
 class Handle:
@@ -378,6 +378,7 @@ class Handle:
     def _install_fused(self, form: LayerForm) -> None:
         layers = self._stack.layers
         fuse_norms = self._fuse == "norm"
+        final = self._stack.final_norm if fuse_norms else None
         for index, layer in enumerate(layers):
             following = layers[index + 1] if index + 1 < len(layers) else None
             forward = (FusedForward if self._recorder.skipper is None else SkipForward)(
@@ -385,11 +386,15 @@ class Handle:
                 index,
                 form,
                 self._recorder,
-                post_norm=_fusable_norm(layer, form.post_norm) if fuse_norms else None,
-                next_norm=_fusable_norm(following, form.input_norm) if fuse_norms else None,
+                post_norm=_norm_of(layer, form.post_norm) if fuse_norms else None,
+                next_norm=(_norm_of(following, form.input_norm) if following is not None else final)
+                if fuse_norms
+                else None,
                 following=following,
             )
             self._change(layer, "forward", forward)
+        if final is not None and rms_norm_form(final) is not None:
+            self._change(final, "forward", FinalNormForward(final, self._recorder))
 
     def _install_generic(self) -> None:
         for index, layer in enumerate(self._stack.layers):

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,26 @@ LAYER_FORWARDS: dict[str, LayerForm] = {
     ),
 }
 
-#: digests of an RMSNorm's forward that computes weight * round(x * rsqrt(mean(x^2) + variance_epsilon))
-RMS_NORM_FORWARDS = frozenset({"cd226623731333c3"})
+
+@dataclass(frozen=True)
+class NormForm:
+    """An RMSNorm that `add_rms_norm` computes: where its eps is, and whether its weight is zero-centred."""
+
+    eps: str
+    zero_centered: bool
+
+    def weight_fits(self, weight: Tensor, rows: Tensor) -> bool:
+        """Whether the module, too, would give the dtype of ``rows``."""
+        return weight.dtype == rows.dtype or (self.zero_centered and weight.dtype == torch.float32)
+
+
+#: digests of an RMSNorm's forward, and of the ``_norm`` that it calls where it has one -> its form
+RMS_NORM_FORWARDS: dict[tuple[str, ...], NormForm] = {
+    ("cd226623731333c3",): NormForm("variance_epsilon", zero_centered=False),  # weight * round(x * rsqrt(...)): llama
+    ("337af6ec4335ffcf", "e4425ab3fca6ff86"): NormForm(
+        "eps", zero_centered=True
+    ),  # round(x * rsqrt(...) * (1 + weight))
+}
 
 
 def digest(function: Any) -> str:
@@ -158,11 +177,13 @@ def common_form(layers: Iterable[nn.Module]) -> tuple[LayerForm | None, str]:
     return form, why
 
 
-def is_known_rms_norm(norm: nn.Module) -> bool:
-    """Whether calling ``norm`` is exactly the RMSNorm formula, with nothing hooked in before or after."""
-    if "forward" in norm.__dict__ or norm._forward_hooks or norm._forward_pre_hooks:
-        return False
+def rms_norm_form(norm: nn.Module | None) -> NormForm | None:
+    """The form of ``norm``, if its own forward is one of the known formulas and nobody has replaced it."""
+    if norm is None or "forward" in norm.__dict__:
+        return None
+    functions = [type(norm).forward, *filter(None, [getattr(type(norm), "_norm", None)])]
     try:
-        return digest(type(norm).forward) in RMS_NORM_FORWARDS and hasattr(norm, "variance_epsilon")
+        form = RMS_NORM_FORWARDS.get(tuple(digest(function) for function in functions))
     except (OSError, TypeError, SyntaxError):
-        return False
+        return None
+    return form if form is not None and hasattr(norm, form.eps) and hasattr(norm, "weight") else None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from void_ext.dispatch import run_rows
 from void_ext.patching.call import Call
-from void_ext.patching.fused import FusedForward, add_and_norm, same_kind
+from void_ext.patching.fused import FusedForward, add_and_norm
+from void_ext.patching.norms import NormAfterAdd, same_kind
 from void_ext.patching.projection import key_form, project
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import LayerForm
@@ -101,7 +102,7 @@ class SkipForward(FusedForward):
         call.launched.append((index, attention, mlp, computed))
         return result
 
-    def _next_norm(self, call: Call) -> nn.Module | None:
+    def _next_norm(self, call: Call) -> NormAfterAdd | None:
         schedule = call.schedule
         if schedule is not None and self.following is not None and schedule.attention[self.index + 1] == NONE:
             return None

@@ -1,0 +1,102 @@
+"""fuse="norm": the RMSNorms of a stack come out of the adds before them, the final one too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import void_ext
+from void_ext.testing import assert_close, tolerance
+
+LENGTH = 700  # of more elements than a CPU's few rows, whose norms wait for the end of the call
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def run(model: Any) -> tuple[torch.Tensor, Counter[str]]:
+    ids = torch.arange(LENGTH)[None] % 90
+    with torch.no_grad(), Counting() as counting:
+        logits = model(ids, use_cache=False).logits
+    return logits, counting.calls
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma2"])
+def test_no_norm_of_the_stream_is_left_but_the_first(family: str, tiny: Any) -> None:
+    model = tiny(family)
+    layers = model.config.num_hidden_layers
+    expected, before = run(model)
+    handle = void_ext.patch(model, fuse="norm")
+    got, calls = run(model)
+    # Four norms: those after the halves are of updates, not of the stream.
+    of_updates = 2 * layers if family == "gemma2" else 0
+    assert before["rsqrt"] == 2 * layers + 1 + of_updates
+    assert calls["rsqrt"] == 1 + of_updates
+    assert calls["add_rms_norm"] == 2 * layers
+    assert_close(got, expected.double(), tolerance("logits", torch.float32, model.config.hidden_size))
+    trace = handle.trace
+    assert trace is not None
+    handle.unpatch()
+    again, calls = run(model)
+    assert torch.equal(again, expected)
+    assert calls == before
+
+
+@pytest.mark.parametrize("where", ["layer hook", "norm pre-hook", "norm pre-hook in place", "norm hook"])
+def test_a_hook_before_the_final_norm_is_seen(where: str, tiny: Any) -> None:
+    model = tiny("llama")
+    final, last = model.model.norm, model.model.layers[-1]
+
+    def in_place(module: Any, args: Any) -> None:
+        args[0].mul_(1.5)
+        args[0][..., 0] = 3.0
+
+    def hook() -> Any:
+        if where == "layer hook":
+            return last.register_forward_hook(lambda module, args, output: output.flip(-1))
+        if where == "norm pre-hook":
+            return final.register_forward_pre_hook(lambda module, args: (args[0].flip(-1),))
+        if where == "norm pre-hook in place":
+            return final.register_forward_pre_hook(in_place)
+        return final.register_forward_hook(lambda module, args, output: output.flip(-1))
+
+    plain, _ = run(model)
+    with hook():
+        expected, _ = run(model)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    void_ext.patch(model, fuse="norm")
+    with hook():
+        got, _ = run(model)
+    assert_close(got, expected.double(), tolerance("logits", torch.float32, model.config.hidden_size))
+
+
+def test_exit_gives_the_final_norm_another_stream(tiny: Any) -> None:
+    model = tiny("llama")
+    with void_ext.patch(model, mode="exit", alpha=0.8):
+        expected, _ = run(model)
+    with void_ext.patch(model, mode="exit", alpha=0.8, fuse="norm"):
+        got, _ = run(model)
+    assert_close(got, expected.double(), tolerance("logits", torch.float32, model.config.hidden_size))
+
+
+def test_a_skipped_last_layer_leaves_the_final_norm_its_work(tiny: Any) -> None:
+    model = tiny("llama")
+    layers = model.config.num_hidden_layers
+    plan = void_ext.VoidPlan.from_layers(model, skip=[layers - 1])
+    with void_ext.patch(model, mode="skip", plan=plan):
+        expected, _ = run(model)
+    with void_ext.patch(model, mode="skip", plan=plan, fuse="norm"):
+        got, calls = run(model)
+    assert calls["rsqrt"] == 2
+    assert_close(got, expected.double(), tolerance("logits", torch.float32, model.config.hidden_size))
