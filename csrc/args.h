@@ -39,7 +39,7 @@ struct AddL2NormArgs {
   int64_t update_stride;
   void* out;
   int64_t out_stride;
-  float* norms;
+  float* norms;  // nullptr: not wanted; an add with an RMSNorm alone asks for that
   int64_t norms_stride;
   float* updates;  // nullptr: not wanted
   int64_t updates_stride;

@@ -16,15 +16,36 @@ namespace void_ext::cuda {
 
 namespace {
 
+LaunchTuning tuning;
+
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, name, device) == cudaSuccess;
+  return known ? value : 0;
+}
+
 struct Launcher {
   void* stream;
+  LaunchTuning tuned{};
 
   template <typename Args>
   int operator()(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) const {
+    if (tuned.blocks_per_multiprocessor > 0) {
+      const int64_t most = tuned.blocks_per_multiprocessor * attribute(cudaDevAttrMultiProcessorCount);
+      if (most > 0 && grid.x > most) grid.x = static_cast<unsigned>(most);
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;
     config.stream = static_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute early{};
+    if (grid.x <= tuned.dependent_blocks && attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+      config.attrs = &early;
+      config.numAttrs = 1;
+    }
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args);
     if (error != cudaSuccess) (void)cudaGetLastError();  // reported by us, so not left for the next caller to find
     return error;
@@ -33,10 +54,14 @@ struct Launcher {
 
 }  // namespace
 
-int add_l2norm(const AddL2NormArgs& args, void* stream) { return kernels::launch_add_l2norm(args, Launcher{stream}); }
+void tune_launches(const LaunchTuning& wanted) { tuning = wanted; }
+
+int add_l2norm(const AddL2NormArgs& args, void* stream) {
+  return kernels::launch_add_l2norm(args, Launcher{stream, tuning});
+}
 
 int add_rms_norm(const AddRmsNormArgs& args, void* stream) {
-  return kernels::launch_add_rms_norm(args, Launcher{stream});
+  return kernels::launch_add_rms_norm(args, Launcher{stream, tuning});
 }
 
 int row_l2norm(const RowL2NormArgs& args, void* stream) { return kernels::launch_row_l2norm(args, Launcher{stream}); }

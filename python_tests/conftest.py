@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {**_LLAMA_LIKE, "sliding_window": None}),
     "qwen2": ("Qwen2", _LLAMA_LIKE),
     "qwen3": ("Qwen3", {**_LLAMA_LIKE, "head_dim": 8}),
+    "gemma": ("Gemma", {**_LLAMA_LIKE, "head_dim": 8}),
     "gemma2": ("Gemma2", {**_LLAMA_LIKE, "head_dim": 8}),
     "olmo2": ("Olmo2", _LLAMA_LIKE),
     "phi3": ("Phi3", _LLAMA_LIKE),

@@ -144,7 +144,7 @@ class HostShim:
         eps: float,
         out: Tensor,
         normed: Tensor,
-        norms: Tensor,
+        norms: Tensor | None,
         updates: Tensor | None = None,
         modes: Modes | None = None,
         zero_centered: bool = False,
@@ -222,7 +222,9 @@ def _shape(rows: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
     return ctypes.c_int64(rows.shape[0]), ctypes.c_int64(rows.shape[1])
 
 
-def _add(residual: Tensor, update: Tensor, out: Tensor, norms: Tensor, updates: Tensor | None) -> Sequence[object]:
+def _add(
+    residual: Tensor, update: Tensor, out: Tensor, norms: Tensor | None, updates: Tensor | None
+) -> Sequence[object]:
     pointers = (tensor for row in (residual, update, out, norms, updates) for tensor in _strided(row))
     return (*_shape(residual), *pointers)
 

@@ -36,7 +36,7 @@ def add_rms_norm(
     update: Tensor,
     weight: Tensor,
     eps: float,
-    norms: Tensor,
+    norms: Tensor | None,
     column: int,
     updates: Tensor | None = None,
     zero_centered: bool = False,
@@ -69,7 +69,7 @@ def add_rms_norm_into(
     update: Tensor,
     weight: Tensor,
     eps: float,
-    norms: Tensor,
+    norms: Tensor | None,
     column: int,
     updates: Tensor | None,
     zero_centered: bool,
@@ -151,11 +151,11 @@ def _check_table(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
     _check(tensor.dim() == 2, op, argument, "two dimensions, [rows, columns]", tensor)
 
 
-def _check_add(op: str, residual: Tensor, update: Tensor, norms: Tensor, updates: Tensor | None) -> None:
+def _check_add(op: str, residual: Tensor, update: Tensor, norms: Tensor | None, updates: Tensor | None) -> None:
     _check_shape(op, "update", update, residual.shape, residual)
-    _check_table(op, "norms", norms, residual)
-    if updates is not None:
-        _check_table(op, "updates", updates, residual)
+    for name, table in (("norms", norms), ("updates", updates)):
+        if table is not None:
+            _check_table(op, name, table, residual)
 
 
 def _check_weight(weight: Tensor, residual: Tensor) -> None:

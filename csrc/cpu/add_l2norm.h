@@ -70,7 +70,7 @@ inline float add_row_of(const AddL2NormArgs& args, int64_t row, float* copy = nu
     if constexpr (kUpdates) args.updates[row * args.updates_stride] = 0.0f;
   }
   float* norm = args.norms + row * args.norms_stride;
-  *norm = __builtin_sqrtf(sum);
+  if (args.norms != nullptr) *norm = __builtin_sqrtf(sum);
   if (modes.judged()) {
     const bool* executed = modes.executed == nullptr ? nullptr : modes.executed + row * modes.executed_stride;
     const bool active = on && layer_active(norm - modes.layer - 1, executed, modes.layer, modes.alpha);

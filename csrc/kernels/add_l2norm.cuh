@@ -75,7 +75,7 @@ struct AddRow {
     if constexpr (kUpdates) sums[1] = change.total();
     row_sum(sums);
     if (threadIdx.x == 0) {
-      args.norms[row * args.norms_stride] = __fsqrt_rn(sums[0]);
+      if (args.norms != nullptr) args.norms[row * args.norms_stride] = __fsqrt_rn(sums[0]);
       if constexpr (kUpdates) {
         // Some kernels serve calls with update norms and without.
         if (args.updates != nullptr) args.updates[row * args.updates_stride] = __fsqrt_rn(sums[1]);
@@ -108,6 +108,7 @@ __device__ __forceinline__ LacHistory history_of(const AddL2NormArgs& args, int6
 // Modes need more registers than two blocks leave each thread.
 template <typename T, bool kAligned, bool kUpdates, bool kModes>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2) add_l2norm_kernel(const AddL2NormArgs args) {
+  wait_for_stream();
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     AddRow<T, kAligned, kUpdates, kModes> add(args, row);
     for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {

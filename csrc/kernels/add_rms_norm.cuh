@@ -64,6 +64,7 @@ __device__ __forceinline__ float rms_scale(float sum, int64_t width, float eps) 
 template <typename T, typename W, bool kZeroCentered, bool kUpdates>
 __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kernel(const AddRmsNormArgs args) {
   using Bits = typename Element<T>::Bits;
+  wait_for_stream();
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {
     AddRow<T, true, kUpdates, false> add(args.add, row);
     Pack h[kPacksPerThread];
@@ -93,6 +94,7 @@ template <typename T, typename W, bool kAligned, bool kModes>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2)
     add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
   using Bits = typename Element<T>::Bits;
+  wait_for_stream();
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {
     AddRow<T, kAligned, true, kModes> add(args.add, row);
     for (uint32_t first = threadIdx.x; first < add.packs; first += kPacksPerThread * blockDim.x) {

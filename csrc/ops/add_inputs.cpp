@@ -2,18 +2,17 @@
 
 namespace void_ext {
 
-AddInputs::AddInputs(const char* op, const Tensor& residual, const Tensor& update, const Tensor& norms, int64_t column,
+AddInputs::AddInputs(const char* op, const Tensor& residual, const Tensor& update, const Tensor* norms, int64_t column,
                      const std::optional<Tensor>& updates)
-    : op_(op),
-      residual_(op, "residual", residual),
-      update_(op, "update", update),
-      norms_(op, "norms", norms),
-      column_(column) {
+    : op_(op), residual_(op, "residual", residual), update_(op, "update", update), column_(column) {
   dtype_ = check_stream(residual_);
   check_same_shape(update_, residual_);
   rows_ = row_shape(residual_);
-  norms_stride_ = check_table(norms_, residual_, rows_.count);
-  check_column(op, column, 0, norms_.sizes[1] - 1, "a column of norms");
+  if (norms != nullptr) {
+    norms_.emplace(op, "norms", *norms);
+    norms_stride_ = check_table(*norms_, residual_, rows_.count);
+    check_column(op, column, 0, norms_->sizes[1] - 1, "a column of norms");
+  }
   if (updates) {
     updates_.emplace(op, "updates", *updates);
     updates_stride_ = check_table(*updates_, residual_, rows_.count);
@@ -44,7 +43,8 @@ void AddInputs::choose(const Choice& choice) {
   }
   const bool judged = choice.active || choice.kept;  // not by their pointers: without rows these are null
   if (judged) {
-    check_column(op_, column_, 1, norms_.sizes[1] - 1, "as a verdict on a layer needs the norm before it too");
+    if (!norms_) fail(op_, "norms", "expected the table that a verdict is read from beside active or kept, got None");
+    check_column(op_, column_, 1, norms_->sizes[1] - 1, "as a verdict on a layer needs the norm before it too");
     check_alpha(op_, choice.alpha);
     modes_.layer = column_ - 1;
     modes_.alpha = static_cast<float>(choice.alpha);
@@ -73,7 +73,7 @@ int64_t AddInputs::check_target(const View& target, bool same) const {
   check_apart(residual_, target, same);
   check_apart(update_, target, same);
   if (kept_ && &target != &*kept_) check_apart(*kept_, target, false);
-  check_disjoint(norms_, target);
+  if (norms_) check_disjoint(*norms_, target);
   if (updates_) check_disjoint(*updates_, target);
   return stride;
 }
@@ -89,8 +89,10 @@ AddL2NormArgs AddInputs::arguments(const Tensor& out, int64_t out_stride) {
   args.update = update_rows_->data_ptr();
   args.out = out.data_ptr();
   args.out_stride = out_stride;
-  args.norms = column_of(norms_, column_);
-  args.norms_stride = norms_stride_;
+  if (norms_) {
+    args.norms = column_of(*norms_, column_);
+    args.norms_stride = norms_stride_;
+  }
   if (updates_) {
     args.updates = column_of(*updates_, column_ - 1);
     args.updates_stride = updates_stride_;

@@ -17,10 +17,10 @@ struct Choice {
 };
 
 // The checks, made on construction and by choose() and check_target(); then arguments(), which may copy what has no row
-// stride.
+// stride. The tensors must outlive it.
 class AddInputs {
  public:
-  AddInputs(const char* op, const Tensor& residual, const Tensor& update, const Tensor& norms, int64_t column,
+  AddInputs(const char* op, const Tensor& residual, const Tensor& update, const Tensor* norms, int64_t column,
             const std::optional<Tensor>& updates);
 
   const View& residual() const { return residual_; }
@@ -36,13 +36,14 @@ class AddInputs {
 
  private:
   const char* op_;
-  View residual_, update_, norms_;
+  View residual_, update_;
+  std::optional<View> norms_;
   std::optional<View> updates_;
   std::optional<View> kept_;
   DType dtype_;
   Rows rows_;
   int64_t column_;
-  int64_t norms_stride_;
+  int64_t norms_stride_ = 0;
   int64_t updates_stride_ = 0;
   AddModes modes_{};
   std::optional<Tensor> residual_rows_, update_rows_;

@@ -10,7 +10,7 @@ namespace {
 template <typename Device>
 Tensor add_l2norm(const Tensor& residual, const Tensor& update, const Tensor& norms, int64_t column,
                   const std::optional<Tensor>& updates) {
-  AddInputs inputs("add_l2norm", residual, update, norms, column, updates);
+  AddInputs inputs("add_l2norm", residual, update, &norms, column, updates);
   Device::require(inputs.residual());
   Tensor out = Device::new_like(inputs.residual());
   Device::run(inputs.residual(), inputs.arguments(out, inputs.rows().width));
@@ -22,7 +22,7 @@ void add_l2norm_into(const Tensor& residual, const Tensor& update, const Tensor&
                      const std::optional<Tensor>& updates, const std::optional<Tensor>& on, double alpha,
                      const std::optional<Tensor>& executed, const std::optional<Tensor>& active,
                      const std::optional<Tensor>& kept, const Tensor& out) {
-  AddInputs inputs("add_l2norm", residual, update, norms, column, updates);
+  AddInputs inputs("add_l2norm", residual, update, &norms, column, updates);
   inputs.choose({on, alpha, executed, active, kept});
   const int64_t out_stride = inputs.check_target(View("add_l2norm", "out", out), true);
   Device::require(inputs.residual());

@@ -50,9 +50,9 @@ struct Scale {
 
 template <typename Device>
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& residual, const Tensor& update, const Tensor& weight, double eps,
-                                        const Tensor& norms, int64_t column, const std::optional<Tensor>& updates,
-                                        bool zero_centered) {
-  AddInputs inputs(kOp, residual, update, norms, column, updates);
+                                        const std::optional<Tensor>& norms, int64_t column,
+                                        const std::optional<Tensor>& updates, bool zero_centered) {
+  AddInputs inputs(kOp, residual, update, norms ? &*norms : nullptr, column, updates);
   const Scale scale(inputs, weight, eps, zero_centered);
   Device::require(inputs.residual());
   Tensor out = Device::new_like(inputs.residual());
@@ -64,11 +64,11 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& residual, const Tensor& up
 
 template <typename Device>
 void add_rms_norm_into(const Tensor& residual, const Tensor& update, const Tensor& weight, double eps,
-                       const Tensor& norms, int64_t column, const std::optional<Tensor>& updates, bool zero_centered,
-                       const std::optional<Tensor>& on, double alpha, const std::optional<Tensor>& executed,
-                       const std::optional<Tensor>& active, const std::optional<Tensor>& kept, const Tensor& out,
-                       const Tensor& normed) {
-  AddInputs inputs(kOp, residual, update, norms, column, updates);
+                       const std::optional<Tensor>& norms, int64_t column, const std::optional<Tensor>& updates,
+                       bool zero_centered, const std::optional<Tensor>& on, double alpha,
+                       const std::optional<Tensor>& executed, const std::optional<Tensor>& active,
+                       const std::optional<Tensor>& kept, const Tensor& out, const Tensor& normed) {
+  AddInputs inputs(kOp, residual, update, norms ? &*norms : nullptr, column, updates);
   const Scale scale(inputs, weight, eps, zero_centered);
   inputs.choose({on, alpha, executed, active, kept});
   const View target(kOp, "out", out), second(kOp, "normed", normed);
@@ -85,10 +85,10 @@ void add_rms_norm_into(const Tensor& residual, const Tensor& update, const Tenso
 
 STABLE_TORCH_LIBRARY_FRAGMENT(void_ext, m) {
   m.def(
-      "add_rms_norm(Tensor residual, Tensor update, Tensor weight, float eps, Tensor(a!) norms, int column, "
+      "add_rms_norm(Tensor residual, Tensor update, Tensor weight, float eps, Tensor(a!)? norms, int column=0, "
       "Tensor(b!)? updates=None, bool zero_centered=False) -> (Tensor, Tensor)");
   m.def(
-      "add_rms_norm.into(Tensor residual, Tensor update, Tensor weight, float eps, Tensor(a!) norms, int column, "
+      "add_rms_norm.into(Tensor residual, Tensor update, Tensor weight, float eps, Tensor(a!)? norms, int column, "
       "Tensor(b!)? updates, bool zero_centered, Tensor? on, float alpha, Tensor? executed, Tensor(c!)? active, "
       "Tensor(d!)? kept, Tensor(e!) out, Tensor(f!) normed) -> ()");
 }

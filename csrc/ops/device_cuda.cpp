@@ -9,6 +9,12 @@
 // Weak, because a torch without CUDA has no such function and the same binary must load there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
+// For bench/launches.py alone, which finds it by its name.
+extern "C" __attribute__((visibility("default"))) void void_ext_tune_launches(int64_t blocks_per_multiprocessor,
+                                                                              int64_t dependent_blocks) {
+  void_ext::cuda::tune_launches({blocks_per_multiprocessor, dependent_blocks});
+}
+
 namespace void_ext {
 
 namespace {

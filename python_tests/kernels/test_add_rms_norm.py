@@ -44,6 +44,21 @@ def check_normed(normed: Tensor, h: Tensor, weight: Tensor, eps: float = EPS) ->
         assert_ulp_close(normed, expected, "normed", max_ulp=2, max_share=share)
 
 
+def test_without_a_table_of_norms(shim, place, values, dtype, layout, width):
+    residual, update, weight = values(2, width, dtype), values(2, width, dtype, seed=1), values(1, width, dtype)[0]
+    _, expected, _, expected_change = run(shim, place, residual, update, weight, (layout,) * 5)
+    inputs = place.rows(residual, layout), place.rows(update, layout)
+    weights = place.rows(weight[None], layout)[0]
+    out, normed = (place.output(2, width, dtype, layout) for _ in range(2))
+    for change in (None, place.column(2, stride=1)):
+        given = None if change is None else change.view
+        shim.add_rms_norm(*inputs, weights, EPS, out.view, normed.view, None, given)
+        out.check("h")
+        normed.check("normed")
+        assert_bits_equal(normed.view.clone(), expected, "normed")
+    assert_bits_equal(change.view.clone(), expected_change, "updates")
+
+
 @pytest.mark.parametrize("updates", [False, True], ids=["plain", "updates"])
 def test_widths_and_layouts(shim, place, values, dtype, layout, width, updates):
     count = 5 if width < 3000 else 2

@@ -43,6 +43,28 @@ def test_the_add_is_add_l2norm(dtype, shape, random_rows, table) -> None:
     assert_bits_equal(updates, plain_updates)
 
 
+def test_records_nothing_without_a_table(device, dtype, shape, random_rows, table) -> None:
+    rows, width = shape
+    residual, update = random_rows(*shape), random_rows(*shape, seed=1)
+    weight = random_rows(width, seed=2)
+    updates, again = table(rows, 3), table(rows, 3)
+    expected = ops.add_rms_norm(residual, update, weight, EPS, table(rows, 3), 1, updates)
+    for changes in (None, again):
+        got = ops.add_rms_norm(residual, update, weight, EPS, None, 1, changes)
+        for name, left, right in zip(("h", "normed"), got, expected, strict=True):
+            assert_bits_equal(left, right, name)
+    assert_bits_equal(again, updates, "updates")
+    out = torch.empty_like(residual), torch.empty_like(residual)
+    assert_bits_equal(ops.add_rms_norm(residual, update, weight, EPS, None, out=out)[1], expected[1], "normed, out")
+
+
+def test_a_verdict_needs_the_table(device) -> None:
+    rows = torch.ones(3, 8, device=device)
+    active = torch.zeros(3, dtype=torch.bool, device=device)
+    with pytest.raises(ValueError, match=r"norms: expected the table that a verdict is read from .*, got None"):
+        ops.add_rms_norm(rows, rows, rows[0], EPS, None, 1, alpha=0.8, active=active)
+
+
 # float16 is eight times as fine as bfloat16, so the same relative error of the sum flips eight times the roundings.
 @pytest.mark.parametrize(
     ("kind", "share"), [(torch.bfloat16, 2e-5), (torch.float16, 1.6e-4)], ids=["bfloat16", "float16"]

@@ -12,8 +12,8 @@ def add_rms_norm(
     update: Tensor,
     weight: Tensor,
     eps: float,
-    norms: Tensor,
-    column: int,
+    norms: Tensor | None,
+    column: int = 0,
     updates: Tensor | None = None,
     zero_centered: bool = False,
     *,
@@ -36,8 +36,9 @@ def add_rms_norm(
         update: like ``residual``: shape, dtype, device.
         weight: ``(D,)``, dtype of ``residual`` or float32, its device, contiguous.
         eps: dimensionless, finite, >= 0, taken as float32.
-        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units; see :func:`add_l2norm`.
-        column: ``0 <= column < C``.
+        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units; see :func:`add_l2norm`. None:
+            nothing is recorded.
+        column: ``0 <= column < C``; without ``norms``, the one after ``updates``' column.
         updates: ``(R', C')`` float32 or None; then ``1 <= column <= C'``.
         zero_centered: the weight is stored less one and the product made in float32: transformers' GemmaRMSNorm.
         on, alpha, executed, active, kept: as in :func:`add_l2norm`; ``normed`` is that of ``h``, off or on.

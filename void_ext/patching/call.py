@@ -25,10 +25,7 @@ _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
 
 
 class Call:
-    """One forward of the layer stack: a table of ``batch * length`` rows, filled column by column.
-
-    ``norms`` has a spare last column, which takes the norms that nobody asked for (of a fused RMSNorm, say).
-    """
+    """One forward of the layer stack: a table of ``batch * length`` rows, filled column by column."""
 
     def __init__(
         self,
@@ -189,13 +186,7 @@ class Call:
                         columns = slice(start + shift, end + shift)
                         target[:, columns].copy_(source[:, columns])
         self._fill(tables["norms"])
-        layers = self.recording.layers
-        width = {"norms": layers + 1, "updates": layers, "halves": layers}
-        found = {
-            name: table[:, : width[name]].view(self.batch, self.length, -1)
-            for name, table in tables.items()
-            if table is not None
-        }
+        found = {name: table.view(self.batch, self.length, -1) for name, table in tables.items() if table is not None}
         if self.recording.skips:
             found["executed"] = self._ran(first)
         return found
@@ -269,7 +260,7 @@ class Call:
         held = self._tables.get(device)
         if held is None or held[0] is None or held[0].shape[0] != rows:
             widths = (
-                recording.layers + 2,
+                recording.layers + 1,
                 recording.layers if recording.updates else 0,
                 recording.layers if recording.halves else 0,
             )

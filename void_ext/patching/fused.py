@@ -87,8 +87,7 @@ class FusedForward:
 
         post, normed = self._post_norm(), None
         if post is not None and post.fits(call, hidden_states, update):
-            table, column = (call.norms, -1) if call.halves is None else (call.halves, index)
-            middle, normed = post.add(hidden_states, update, table, column % table.shape[1])
+            middle, normed = post.add(hidden_states, update, call.halves, index)
         elif call.halves is not None:
             middle = add_and_norm(call, hidden_states, update, call.halves, index)
         else:

@@ -41,8 +41,8 @@ class NormAfterAdd:
             and weight.device == residual.device
         )
 
-    def add(self, residual: Tensor, update: Tensor, table: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """The sum, whose norm goes to a column of ``table``, and its RMSNorm."""
+    def add(self, residual: Tensor, update: Tensor, table: Tensor | None, column: int) -> tuple[Tensor, Tensor]:
+        """The sum, whose norm goes to a column of ``table`` where there is one, and its RMSNorm."""
         form, norm = self.form, self.norm
         eps = getattr(norm, form.eps)
         return _add_rms_norm(residual, update, norm.weight, eps, table, column, None, form.zero_centered)

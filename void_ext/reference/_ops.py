@@ -49,13 +49,15 @@ def add_rms_norm(
     update: Tensor,
     weight: Tensor,
     eps: float,
-    norms: Tensor,
-    column: int,
+    norms: Tensor | None,
+    column: int = 0,
     updates: Tensor | None = None,
     zero_centered: bool = False,
     **choice: Any,
 ) -> tuple[Tensor, Tensor]:
     """:func:`add_l2norm`, and ``h``'s RMSNorm rounded in the order of transformers' LlamaRMSNorm, or GemmaRMSNorm."""
+    if norms is None:
+        norms = residual.new_empty(residual.shape[:-1].numel(), column + 1, dtype=torch.float32)
     h = add_l2norm(residual, update, norms, column, updates, **choice)
     wide = h.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)

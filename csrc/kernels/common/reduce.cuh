@@ -40,6 +40,14 @@ int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t wid
 __device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
 __device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
 
+// First in a kernel that may be launched before the one ahead of it has ended (LaunchTuning): lets the next such kernel
+// begin, and returns once everything ahead is done and can be read.
+__device__ __forceinline__ void wait_for_stream() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 constexpr int kMaxSums = 2;
 
 // Shared memory for the warps' shares of sum i. Not a template's, which the host shim could not find and poison.
