@@ -22,6 +22,7 @@ from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 
+_add_into: Callable[..., None] = torch.ops.void_ext.add_l2norm.into
 _keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
 
 
@@ -113,11 +114,16 @@ def _close(call: Call, residual: Tensor, update: Tensor, on: Tensor | None, plac
     """``residual + update`` in the rows that are on (None: all), and its norm in ``place`` where one is wanted."""
     if on is None:
         return residual + update if place is None else add_and_norm(call, residual, update, *place)
+    if place is not None and call.streams is not None and place[0] is call.norms:
+        place = None  # taken at the end of the call
     if call.plain or not same_kind(residual, update):
         mask = on.view(*residual.shape[:-1], 1)
         stream = torch.where(mask, residual + update, residual)
-    else:
+        if place is not None:
+            call.tap(*place, stream)
+    elif place is None:
         stream = _keep_rows(residual, update, on)
-    if place is not None and (call.streams is None or place[0] is not call.norms):
-        call.tap(*place, stream)
+    else:
+        stream = torch.empty_like(residual, memory_format=torch.contiguous_format)
+        _add_into(residual, update, *place, None, on, 0.0, None, None, None, stream)
     return stream
