@@ -35,7 +35,8 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow build lint format nvcc-check kernels-host bench bench-overhead bench-skip \
-        gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-bench-skip gpu-sanitize clean FORCE
+        gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-bench-skip gpu-sanitize gpu-profile gpu-wheels \
+        clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -133,6 +134,12 @@ gpu-bench-skip: ## layers skipped, against models that physically lack them
 
 gpu-sanitize: ## memcheck, racecheck, initcheck, synccheck
 	$(GPU_PYTHON) -m bench.gpu sanitize
+
+gpu-profile: ## what ncu counts for the two main kernels
+	$(GPU_PYTHON) -m bench.gpu profile
+
+gpu-wheels: $(STAMPS)/packages ## (needs a network) rivals that are pure wheels, into build/wheels, to be carried along
+	$(RUN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest build/wheels liger-kernel==0.8.5
 
 gpu: ## all of these, in the order of their worth; a failed one does not stop the next
 	$(GPU_PYTHON) -m bench.gpu all

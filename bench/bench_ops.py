@@ -5,6 +5,9 @@ each call reads and writes memory. The op's round is what pytest-benchmark times
 rounds, so that all variants meet the same machine in turns. On CUDA a round is one graph replay (launches, no Python).
 `copy` moves as many bytes as the op has to: half of them read, half written; the best of two ways to copy.
 
+Beside what others have, add_l2norm and add_rms_norm are compared with themselves: without detection ("detection off"),
+and on CUDA launched in other ways (bench/launches.py).
+
     python -m pytest bench/bench_ops.py --benchmark-json=ops.json     python -m bench.report ops.json
 """
 
@@ -21,25 +24,32 @@ import torch
 from torch import Tensor
 
 import void_ext.ops  # noqa: F401 - registers torch.ops.void_ext
+from bench.alternatives import ADD_RMS_NORM, EPS
 from bench.environment import describe
+from bench.launches import WAYS, launched
 from void_ext import reference
 
 LAYERS = 32
 COLUMN = 17
-EPS = 1e-6
 ALPHA = 0.8
 WARMUPS = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# (kind, rows, width): SmolLM2-135M, Qwen2.5-7B, Llama-3-8B; decode is a batch of single tokens, prefill a prompt.
+# (kind, rows, width): SmolLM2-135M 576, Qwen2.5-7B 3584, Llama-3-8B and Mistral-7B 4096, Llama-3-70B 8192; decode is a
+# batch of single tokens, prefill a prompt.
 SHAPES = {
     "cpu": [("decode", 1, 576), ("decode", 8, 4096), ("prefill", 512, 576), ("prefill", 512, 4096)],
     "cuda": [
         ("decode", 1, 4096),
         ("decode", 8, 4096),
         ("decode", 64, 4096),
+        ("decode", 64, 3584),
+        ("decode", 64, 8192),
+        ("decode", 64, 576),
         ("prefill", 512, 3584),
+        ("prefill", 4096, 576),
         ("prefill", 4096, 3584),
         ("prefill", 4096, 4096),
+        ("prefill", 4096, 8192),
         ("prefill", 16384, 4096),
     ],
 }
@@ -59,6 +69,7 @@ class Case:
     op: Call
     bytes: int
     alternatives: dict[str, Call] = field(default_factory=dict)
+    launches: bool = False  # whether it can be launched in other ways
 
 
 # --- the ops and their alternatives; all variants of a case take the same arguments ---
@@ -79,6 +90,7 @@ def _add_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
         op=lambda residual, update, norms: op(residual, update, norms, COLUMN),
         bytes=rows * (3 * width * dtype.itemsize + 4),
         alternatives={"torch.add": add, "add, then norm": add_then_norm, "compiled": torch.compile(add_then_norm)},
+        launches=True,
     )
 
 
@@ -94,7 +106,18 @@ def _add_rms_norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Cas
         norms[:, COLUMN] = h.float().norm(dim=-1)
         return h, normed
 
+    def others(make: Call) -> Call:
+        found: list[Call] = []
+
+        def call(residual: Tensor, update: Tensor, weight: Tensor, norms: Tensor) -> object:
+            if not found:
+                found.append(make())
+            return found[0](residual, update, weight)
+
+        return call
+
     op = torch.ops.void_ext.add_rms_norm.default
+    elsewhere = {name: others(make) for name, (make, anywhere) in ADD_RMS_NORM.items() if anywhere or device == "cuda"}
     return Case(
         make=lambda: (
             _rows(rows, width, dtype, device),
@@ -108,7 +131,10 @@ def _add_rms_norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Cas
             "add, HF RMSNorm": eager,
             "add, HF RMSNorm, norm": eager_with_norm,
             "compiled": torch.compile(eager_with_norm),
+            "detection off": lambda residual, update, weight, norms: op(residual, update, weight, EPS, None),
+            **elsewhere,
         },
+        launches=True,
     )
 
 
@@ -332,6 +358,9 @@ def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, 
             Exception
         ) as error:  # an alternative that cannot run here (no compiler for inductor, say) is a result too
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
+    for way in WAYS if case.launches and device == "cuda" else ():
+        with launched(way):  # a graph keeps it
+            others[way] = Rounds(case.op, sets, device)
     others |= _copies(case.bytes, len(sets), device)
     flusher = torch.zeros((256 << 20) // 4 if device == "cuda" else (96 << 20) // 4, device=device)
     times: dict[str, list[float]] = {name: [] for name in others}
@@ -354,6 +383,7 @@ def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, 
         return
     seconds = {name: statistics.median(taken[WARMUPS:]) / len(sets) for name, taken in times.items()}
     own = benchmark.stats.stats.median / len(sets)
+    spread_of = statistics.quantiles(benchmark.stats.stats.data, n=10)
     copy = min(seconds.pop("copy_"), seconds.pop("neg"))
     benchmark.extra_info.update(
         op=op,
@@ -363,6 +393,7 @@ def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, 
         dtype=dtype,
         calls_per_round=len(sets),
         seconds=own,
+        percentiles={f"p{10 * share}": spread_of[share - 1] / len(sets) for share in (2, 5, 8)},
         bytes=case.bytes,
         gbps=case.bytes / own / 1e9,
         copy_gbps=case.bytes / copy / 1e9,

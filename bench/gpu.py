@@ -1,8 +1,9 @@
-"""One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|skip|sanitize|all`.
+"""One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|skip|sanitize|profile|all`.
 
 Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`) and takes up where the last
 call left off as long as the sources are the same. Results, and what was unavailable, go to bench/results/gpu-*.json and
-to $OUT where that is set.
+to $OUT where that is set. Pure wheels that lie in build/wheels (`make gpu-wheels`) are used where the packages are not
+installed: rivals to be compared with.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,10 @@ OPS = (
     *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
     *("keep_rows", "compact", "gather_rows", "scatter_rows"),
 )
+DTYPES = ("bfloat16", "float32", "float16")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+WHEELS = ROOT / "build" / "wheels"
+COUNTERS = "dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum.per_second,gpu__time_duration.sum"
 
 
 class Step:
@@ -102,11 +107,27 @@ def test(step: Step) -> bool:
     return status == 0
 
 
+def wheels(step: Step) -> dict[str, str]:
+    """What to add to the environment so that packages from build/wheels are found, after all that is installed."""
+    place = ROOT / "build" / "wheels-unpacked"
+    for wheel in sorted(WHEELS.glob("*-none-any.whl")):
+        with zipfile.ZipFile(wheel) as archive:  # unpacked: Triton reads the source of its kernels
+            archive.extractall(place)
+    for package in ("liger_kernel", "flashinfer", "quack"):
+        if importlib.util.find_spec(package) is None and not (place / package).exists():
+            step.unavailable[package] = "not installed, and no wheel of it in build/wheels"
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(place)]))}
+
+
 def ops(step: Step) -> bool:
-    """The op benchmarks, one process an op, merged into gpu-ops-rows.json for bench.report."""
-    for op in OPS:
-        part = RESULTS / f"gpu-ops-{op}.json"
-        if step.done.get(op) == "measured" and part.exists():
+    """The op benchmarks, one process for an op and dtype, merged into gpu-ops-rows.json for bench.report."""
+    environment = wheels(step)
+    parts = {f"{op}-{dtype}": RESULTS / f"gpu-ops-{op}-{dtype}.json" for dtype in DTYPES for op in OPS}
+    for name in ("void_mask", "compact"):  # rows of one kind alone
+        parts.pop(f"{name}-bfloat16")
+        parts.pop(f"{name}-float16")
+    for name, part in parts.items():
+        if step.done.get(name) == "measured" and part.exists():
             continue
         command = (
             "-m",
@@ -116,17 +137,17 @@ def ops(step: Step) -> bool:
             "--device=cuda",
             f"--benchmark-json={part}",
             "-k",
-            f"test_op and {op}-",
+            f"test_op and {name}-",
         )
-        status = step.run(sys.executable, *command)
-        step.done[op] = "measured" if status == 0 else f"exit status {status}"
+        status = step.run(sys.executable, *command, env=environment)
+        step.done[name] = "measured" if status == 0 else f"exit status {status}"
         step.save()
-    rows = [json.loads(part.read_text()) for op in OPS if (part := RESULTS / f"gpu-ops-{op}.json").exists()]
+    rows = [json.loads(part.read_text()) for part in parts.values() if part.exists()]
     if rows:
         merged = rows[0] | {"benchmarks": [row for part in rows for row in part["benchmarks"]]}
         write_json(RESULTS / "gpu-ops-rows.json", merged)
         step.run(sys.executable, "-m", "bench.report", str(RESULTS / "gpu-ops-rows.json"))
-    return all(step.done.get(op) == "measured" for op in OPS)
+    return all(step.done.get(name) == "measured" for name in parts)
 
 
 def e2e(step: Step) -> bool:
@@ -166,6 +187,26 @@ def sanitize(step: Step) -> bool:
     return all(step.done[check] == "clean" for check in SANITIZERS)
 
 
+def profile(step: Step) -> bool:
+    """What ncu counts for the two main kernels at 4096 x 4096 in bfloat16: bandwidth of the device memory, and time."""
+    tool = shutil.which("ncu")
+    if tool is None:
+        step.unavailable["ncu"] = "not on PATH"
+        return False
+    report = RESULTS / "gpu-profile.csv"
+    counting = ("--csv", "--log-file", str(report), "--metrics", COUNTERS, "--kernel-name", "regex:add_.*norm")
+    driver = (sys.executable, "tools/gpu/drive_ops.py", "--large")
+    status = step.run(tool, *counting, *driver)
+    text = report.read_text() if report.exists() else ""
+    counted = [line for line in text.splitlines() if line.startswith('"')]
+    refused = [line for line in text.splitlines() if line.startswith("==ERROR==")]
+    if status != 0 or len(counted) < 2:
+        step.unavailable["ncu"] = refused[0] if refused else f"exit status {status}"
+        return False
+    step.done["profile"] = counted
+    return True
+
+
 STEPS: dict[str, Callable[[Step], bool]] = {
     "build": build,
     "test": test,
@@ -173,6 +214,7 @@ STEPS: dict[str, Callable[[Step], bool]] = {
     "e2e": e2e,
     "skip": skip,
     "sanitize": sanitize,
+    "profile": profile,
 }
 
 

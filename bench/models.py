@@ -80,6 +80,37 @@ def decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
     return work
 
 
+def graphed_decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
+    """:func:`decode` with a static cache, where one step is captured in a CUDA graph and replayed."""
+    from transformers import StaticCache
+
+    length = ids.shape[1]
+    token = ids[:, -1:].clone()
+    cache = StaticCache(config=model.config, max_cache_len=length + steps + 8)
+    side = torch.cuda.Stream()
+    with torch.inference_mode():
+        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        lengths = [layer.cumulative_length for layer in cache.layers]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):  # modules load and tables grow before the capture
+            for _ in range(3):
+                model(token, past_key_values=cache, use_cache=True)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = model(token, past_key_values=cache, use_cache=True)
+
+    @torch.inference_mode()
+    def work() -> object:
+        torch._foreach_zero_(lengths)
+        torch._foreach_add_(lengths, length)
+        for _ in range(steps):
+            graph.replay()
+        return output
+
+    return work
+
+
 def lacking(model: nn.Module, layers: list[int]) -> nn.Module:
     """A twin that physically lacks ``layers``."""
     other = twin(model)

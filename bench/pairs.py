@@ -39,6 +39,7 @@ class Ledger:
     def __init__(self, path: Path, kind: str, device: str, earlier: Iterable[dict[str, Any]] = ()):
         self.path, self.kind, self.device = path, kind, device
         self.rows = list(earlier)
+        self.unavailable: list[dict[str, Any]] = []
 
     def has(self, **cell: Any) -> bool:
         return any(all(row[name] == value for name, value in cell.items()) for row in self.rows)
@@ -63,8 +64,16 @@ class Ledger:
         )
         self.save()
 
+    def miss(self, cell: dict[str, Any], error: Exception) -> None:
+        """The cell cannot be measured here; the file says why, and a later call tries it again."""
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+        self.unavailable.append(cell | {"why": why})
+        print(f"{cell['model']} {cell['work']} {cell['variant']}: unavailable: {why}", flush=True)
+        self.save()
+
     def save(self) -> None:
-        write_json(self.path, {"kind": self.kind, "environment": describe(self.device), "rows": self.rows})
+        content = {"kind": self.kind, "environment": describe(self.device), "rows": self.rows}
+        write_json(self.path, content | {"unavailable": self.unavailable})
 
 
 def earlier(path: Path, device: str) -> list[dict[str, Any]]:

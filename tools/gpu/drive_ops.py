@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
@@ -62,7 +63,7 @@ def drive(device: torch.device) -> int:
                     expect(f"add_l2norm {where}", torch.equal(h, expected))
                     h, normed = ops.add_rms_norm(left, right, weight, 1e-5, norms, 3, table)
                     expect(f"add_rms_norm {where}", torch.equal(h, expected) and bool(normed.isfinite().all()))
-                    calls += 2
+                    calls += 2 + drive_choice(left, right, weight, history, where)
                 ops.row_l2norm(left, norms, 4)
                 expect(f"norms {where}", torch.equal(norms[:, 2], norms[:, 3]))
                 kept = right.clone()
@@ -86,6 +87,21 @@ def drive(device: torch.device) -> int:
     return calls
 
 
+def drive_choice(residual: Tensor, update: Tensor, weight: Tensor, history: Tensor, where: str) -> int:
+    """Both adds for chosen rows, with a verdict and kept rows, into memory of the caller's; returns the calls."""
+    rows = residual.shape[0]
+    on = torch.arange(rows, device=residual.device) % 3 != 1
+    norms, active = history.clone(), on.clone()
+    kept, out, normed = (torch.zeros_like(residual) for _ in range(3))
+    choice: dict[str, Any] = {"on": on, "alpha": 0.8, "active": active, "kept": kept}
+    ops.add_l2norm(residual, update, norms, 3, out=out, **choice)
+    again = norms.clone()
+    ops.add_rms_norm(residual, update, weight, 1e-5, norms, 3, out=(out, normed), **choice)
+    expect(f"chosen rows {where}", torch.equal(out[~on], residual[~on]) and torch.equal(norms, again))
+    expect(f"kept rows {where}", torch.equal(kept[active], out[active]) and not bool(kept[~active].any()))
+    return 2
+
+
 def drive_dispatch(residual: Tensor, update: Tensor, added: Tensor, where: str) -> int:
     """A selection of rows dense and packed, which must agree; returns the number of calls."""
     rows, width = residual.shape
@@ -102,13 +118,26 @@ def drive_dispatch(residual: Tensor, update: Tensor, added: Tensor, where: str) 
     return 5
 
 
+def drive_large(device: torch.device) -> int:
+    """The two adds on 4096 rows of 4096 in bfloat16, once each and in every variant that a model uses."""
+    residual, update = (torch.randn(4096, 4096, device=device).bfloat16() for _ in range(2))
+    norms, weight = torch.zeros(4096, LAYERS + 1, device=device), torch.rand(4096, device=device).bfloat16()
+    for _ in range(3):
+        ops.add_l2norm(residual, update, norms, 2)
+        ops.add_rms_norm(residual, update, weight, 1e-5, norms, 3)
+        ops.add_rms_norm(residual, update, weight, 1e-5, None)
+    return 9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Call every op with odd shapes; for compute-sanitizer.")
     parser.add_argument("--device", default="cuda", type=torch.device)
-    device = parser.parse_args().device
+    parser.add_argument("--large", action="store_true", help="only the adds, at a size that is worth a profile")
+    options = parser.parse_args()
+    device = options.device
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("drive_ops: --device: expected a device that torch sees, got cuda, and there is none")
-    calls = drive(device)
+    calls = drive_large(device) if options.large else drive(device)
     if device.type == "cuda":
         torch.cuda.synchronize()
     print(f"drive_ops: {calls} calls on {device}")

@@ -1,0 +1,94 @@
+"""Tracing on a GPU: the model's own bits, no wait for the device, and a decode step that a CUDA graph can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import void_ext
+from void_ext.testing import assert_bits_equal, assert_close, tolerance
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])
+@torch.no_grad()
+def test_logits_are_the_models_own(family: str, dtype: torch.dtype, cuda: torch.device, tiny: Any) -> None:
+    model = tiny(family, dtype=dtype).to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    expected = model(ids).logits
+    step = model(ids[:, :1], past_key_values=model(ids).past_key_values).logits
+    with void_ext.patch(model) as handle:
+        assert_bits_equal(model(ids).logits, expected, "prefill")
+        assert_bits_equal(model(ids[:, :1], past_key_values=model(ids).past_key_values).logits, step, "decode")
+        norms = handle.trace.prompt.norms
+    assert norms.device.type == "cuda"
+    assert bool(norms.isfinite().all())
+
+
+@pytest.mark.parametrize("fuse", ["add", "norm"])
+@torch.no_grad()
+def test_a_traced_token_waits_for_nothing(fuse: str, cuda: torch.device, tiny: Any) -> None:
+    from transformers import DynamicCache
+
+    model = tiny("llama").to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    with void_ext.patch(model, fuse=fuse):
+        cache = DynamicCache(config=model.config)
+        model(ids, past_key_values=cache)
+        for _ in range(3):  # libraries set themselves up
+            model(ids[:, :1], past_key_values=cache)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(5):
+                model(ids[:, :1], past_key_values=cache)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fuse", ["add", "norm"])
+@torch.no_grad()
+def test_a_graph_holds_a_traced_step(fuse: str, cuda: torch.device, tiny: Any) -> None:
+    """Replays read the token of the moment; with fuse="add" they give the bits of the unpatched model's graph."""
+    from transformers import StaticCache
+
+    model = tiny("llama").to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    tokens = [torch.full((3, 1), token, device=cuda) for token in (5, 11, 80)]
+
+    def logits() -> torch.Tensor:
+        cache = StaticCache(config=model.config, max_cache_len=32)
+        model(ids, past_key_values=cache)
+        token = tokens[0].clone()
+        lengths = [layer.cumulative_length for layer in cache.layers]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            model(token, past_key_values=cache)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = model(token, past_key_values=cache).logits
+        found = []
+        for value in tokens:
+            for length in lengths:
+                length.fill_(ids.shape[1])
+            token.copy_(value)
+            graph.replay()
+            found.append(output.clone())
+        torch.cuda.synchronize()
+        return torch.stack(found)
+
+    expected = logits()
+    with void_ext.patch(model, fuse=fuse):
+        got = logits()
+    assert not torch.equal(got[0], got[1])
+    if fuse == "add":
+        assert_bits_equal(got, expected, "logits")
+    else:
+        size = expected.abs().max()  # the tolerance is for logits of size 1
+        limit = tolerance("logits", torch.float32, model.config.hidden_size)
+        assert_close(got / size, (expected / size).double(), limit, "logits")
