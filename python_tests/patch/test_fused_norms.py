@@ -105,3 +105,49 @@ def test_a_skipped_last_layer_leaves_the_final_norm_its_work(tiny: Any) -> None:
         got, calls = run(model)
     assert calls["rsqrt"] == 2
     assert_near(got, expected, model.config.hidden_size)
+
+
+@torch.no_grad()
+def test_hidden_states_are_asked_for(tiny: Any) -> None:
+    model = tiny("llama")
+    ids = torch.arange(LENGTH)[None] % 90
+    expected = model(ids, use_cache=False, output_hidden_states=True)
+    void_ext.patch(model, fuse="norm")
+    got = model(ids, use_cache=False, output_hidden_states=True)
+    assert len(got.hidden_states) == len(expected.hidden_states)
+    for left, right in zip((*got.hidden_states, got.logits), (*expected.hidden_states, expected.logits), strict=True):
+        assert_near(left, right, model.config.hidden_size)
+
+
+class Doubled(torch.nn.Module):
+    """An adapter around a norm."""
+
+    def __init__(self, norm: torch.nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return 2 * self.norm(stream)
+
+
+@pytest.mark.parametrize("which", ["input", "post", "final"])
+def test_a_norm_that_is_replaced_later_is_called(which: str, tiny: Any) -> None:
+    model = tiny("llama")
+    layer = model.model.layers[3]
+
+    def replace() -> None:
+        if which == "final":
+            model.model.norm = Doubled(model.model.norm)
+        else:
+            name = "input_layernorm" if which == "input" else "post_attention_layernorm"
+            setattr(layer, name, Doubled(getattr(layer, name)))
+
+    plain, _ = run(model)
+    handle = void_ext.patch(model, fuse="norm")
+    replace()
+    got, _ = run(model)
+    assert handle.trace is not None
+    handle.unpatch()
+    expected, _ = run(model)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert_near(got, expected, model.config.hidden_size)
