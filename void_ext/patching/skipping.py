@@ -80,6 +80,32 @@ class Skipper:
     def by_row(self) -> bool:
         return bool(getattr(self.policy, "by_row", False))
 
+    @property
+    def not_compiled(self) -> str | None:
+        """Why calls under this policy cannot be compiled; None where they can."""
+        name = type(self.policy).__name__
+        if self.halts:
+            return f"{name} decides inside of a call, from what was computed"
+        if getattr(self.policy, "every_token", False):
+            return f"{name} decides for every token, and each decision would have to be compiled"
+        return None
+
+    @property
+    def plan_rows(self) -> int | None:
+        """Batch rows between which the plan in force differs in the response; None: they are alike."""
+        return self._schedules[RESPONSE].rows
+
+    def check_compiled(self, schedule: Schedule) -> None:
+        """Raises ValueError where this call cannot be compiled."""
+        how = "use StaticPlan or PromptPlan, or run the model without torch.compile"
+        if self.not_compiled is not None:
+            raise ValueError(f"policy: {self.not_compiled}; {how}")
+        if schedule.rows is not None:
+            raise ValueError(
+                f"plan: its rows, or its prompt and response in one call, differ; a compiled forward runs what is the "
+                f"same for all. Use granularity='batch' or one row at a time, or run the model without torch.compile"
+            )
+
     def count(self, phase: int) -> PhaseCounters:
         """The counters of a phase; one more call."""
         counters = self.counters.response if phase == RESPONSE else self.counters.prompt

@@ -53,13 +53,11 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
-    _refuse_compiled(model)
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         raise TypeError(
             f"model: expected a transformers PreTrainedModel (or a wrapper around one), got {type(model).__name__}"
         )
-    _refuse_compiled(inner)
     label = f"{type(inner).__name__} (model_type {getattr(inner.config, 'model_type', '?')!r})"
     if getattr(inner.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -73,18 +71,20 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
             "No mode supports it"
         )
     name, layers = _find_layers(inner, label)
+    _refuse_compiled(layers)
     body = inner.get_submodule(name.rpartition(".")[0])
     _refuse_bidirectional(inner, layers, label)
     _refuse_recurrent(body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
-        raise UnsupportedModelError(
-            "model: it went through torch.compile, which would go on running the code it compiled and trace nothing; "
-            "patch the model itself (compiled._orig_mod) before compiling it"
-        )
+def _refuse_compiled(layers: tuple[nn.Module, ...]) -> None:
+    for index, layer in enumerate(layers):
+        if type(layer).__name__ == "OptimizedModule" or layer._compiled_call_impl is not None:
+            raise UnsupportedModelError(
+                f"model: layer {index} went through torch.compile by itself; expected layers that were not compiled, or "
+                "the whole model compiled, torch.compile(model)"
+            )
 
 
 def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Module, ...]]:
