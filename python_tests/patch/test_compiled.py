@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,12 @@ from transformers.generation import CompileConfig
 import void_ext
 from void_ext.testing.compare import assert_bits_equal
 
-LENGTH, STEPS = 9, 5
+LAYERS, LENGTH, STEPS = 2, 9, 5
 
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
+    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
@@ -51,7 +53,6 @@ def decode(forward: Callable[..., Any], prefill: Callable[..., Any], model: Any,
         ("llama", {"updates": True, "halves": True}),
         ("llama", {"mode": "exit", "granularity": "sequence"}),
         ("gemma2", {"mode": "exit", "fuse": "norm"}),
-        ("mixtral", {}),
         ("gpt2", {"updates": True}),
         ("bloom", {"mode": "exit", "reference_quirks": True}),
     ],
@@ -59,7 +60,7 @@ def decode(forward: Callable[..., Any], prefill: Callable[..., Any], model: Any,
 )
 @torch.no_grad()
 def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_batch: Any) -> None:
-    model = tiny(family)
+    model = tiny(family, layers=LAYERS)
     ids, mask = padded_batch
     with void_ext.patch(model, **options) as handle:
         expected = model(input_ids=ids, attention_mask=mask).logits
@@ -79,7 +80,7 @@ def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_
 
 @torch.inference_mode()
 def test_no_token_is_compiled_anew(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
     with void_ext.patch(model) as handle:
         expected = decode(model, model, model, ids, STEPS)
@@ -95,12 +96,12 @@ def test_no_token_is_compiled_anew(tiny: Any) -> None:
     for phase in ("prompt", "response"):
         assert_bits_equal(getattr(trace, phase).norms, getattr(eager, phase).norms)
         assert torch.equal(getattr(trace, phase).tokens, getattr(eager, phase).tokens)
-    assert trace.response.norms.shape == (2, STEPS, 7)
+    assert trace.response.norms.shape == (2, STEPS, LAYERS + 1)
 
 
 @torch.no_grad()
 def test_dynamic_cache_is_compiled_for_any_length(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (1, LENGTH))
 
     def run(forward: Any) -> Tensor:
@@ -124,7 +125,7 @@ def test_dynamic_cache_is_compiled_for_any_length(tiny: Any) -> None:
 
 @pytest.mark.parametrize("cache", ["static", None])
 def test_generate_compiles(cache: str | None, tiny: Any, padded_batch: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids, mask = padded_batch
     config = CompileConfig(backend="eager", mode=None, fullgraph=True)
     config._compile_all_devices = True
@@ -157,7 +158,7 @@ def test_generate_compiles(cache: str | None, tiny: Any, padded_batch: Any) -> N
 
 
 def test_the_compiled_forward_of_generate_is_dropped(tiny: Any, padded_batch: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     config = CompileConfig(backend="eager", mode=None)
     config._compile_all_devices = True
 
@@ -191,21 +192,26 @@ def _forward(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("way", [_module, _in_place, _forward])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "way"), [("llama", _module), ("gpt2", _in_place), ("llama", _forward)])
 @torch.no_grad()
 def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any], tiny: Any) -> None:
-    model = tiny(family)
+    model = tiny(family, layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
     expected = model(input_ids=ids).logits
     forward = way(model)
     forward(input_ids=ids)
+    if way is _forward:
+        with pytest.raises(void_ext.UnsupportedModelError, match=r"replaced by a compiled one.*del that attribute"):
+            void_ext.patch(model)
+        del model.forward
     for mode in ("trace", "exit"):  # what one patch compiled is not what another runs
+        if way is _forward:
+            break
         with void_ext.patch(forward, mode=mode) as handle:
             before = graphs()
             actual = forward(input_ids=ids).logits
             assert graphs() == before + 1
-            assert handle.trace.prompt.norms.shape == (2, LENGTH, 7)
+            assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
             assert torch.equal(actual, expected) == (mode == "trace")
         with torch._dynamo.config.patch(error_on_recompile=True):
             assert_bits_equal(forward(input_ids=ids).logits, expected)
@@ -213,15 +219,15 @@ def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any
     forward = way(model)
     assert_bits_equal(forward(input_ids=ids).logits, expected)
     trace = handle.trace
-    assert trace.prompt.norms.shape == (2, LENGTH, 7)
+    assert trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
     handle.unpatch()
-    assert_bits_equal(forward(input_ids=ids + 1).logits, tiny(family)(input_ids=ids + 1).logits)
+    assert_bits_equal(forward(input_ids=ids + 1).logits, tiny(family, layers=LAYERS)(input_ids=ids + 1).logits)
     assert torch.equal(trace.prompt.tokens, ids)  # recorded nothing since
 
 
 @torch.no_grad()
 def test_inside_of_a_function(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
     expected = model(input_ids=ids).logits * 2
 
@@ -230,18 +236,18 @@ def test_inside_of_a_function(tiny: Any) -> None:
 
     with void_ext.patch(model) as handle:
         assert_bits_equal(torch.compile(function, backend="eager")(ids), expected)
-        assert handle.trace.prompt.norms.shape == (2, LENGTH, 7)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
         handle.reset()
         with pytest.raises(torch._dynamo.exc.Unsupported, match="Compile the patched model itself"):
-            compiled(function)(ids)
+            compiled(lambda ids: function(ids))(ids)
         assert handle.trace is None
-    assert_bits_equal(compiled(function)(ids), expected)
+    assert_bits_equal(compiled(lambda ids: function(ids))(ids), expected)
 
 
 @pytest.mark.parametrize("fullgraph", [True, False])
 @torch.no_grad()
 def test_parts_are_refused(fullgraph: bool, tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
     with void_ext.patch(model) as handle:
         body = torch.compile(model.model, fullgraph=fullgraph, backend="eager")
@@ -250,13 +256,12 @@ def test_parts_are_refused(fullgraph: bool, tiny: Any) -> None:
         model(input_ids=ids)
         assert handle.trace is not None
     model.model.layers[2].compile(backend="eager")
-    with pytest.raises(void_ext.UnsupportedModelError, match="layer 2 went through torch.compile by itself"):
+    with pytest.raises(void_ext.UnsupportedModelError, match=r"layer 2 went through torch\.compile by itself"):
         void_ext.patch(model)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_gradients_and_training(family: str, tiny: Any) -> None:
-    model = tiny(family)
+def test_gradients_and_training(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
 
     def gradients(forward: Any) -> list[Tensor]:
@@ -267,21 +272,21 @@ def test_gradients_and_training(family: str, tiny: Any) -> None:
     expected = gradients(compiled(model, "aot_eager"))
     with void_ext.patch(model) as handle:
         actual = gradients(compiled(model, "aot_eager"))
-        assert handle.trace.prompt.norms.shape == (2, LENGTH, 7)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
         assert not handle.trace.prompt.norms.requires_grad
         handle.reset()
         model.train()
-        gradients(compiled(model, "aot_eager"))
+        gradients(compiled(model))
         assert handle.trace is None
         model.eval()
-    assert len(expected) == len(actual) > 6
+    assert len(expected) == len(actual) > LAYERS
     for ours, theirs in zip(actual, expected, strict=True):
         assert_bits_equal(ours, theirs)
 
 
 @torch.no_grad()
 def test_a_failed_compilation_records_nothing(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -294,26 +299,26 @@ def test_a_failed_compilation_records_nothing(tiny: Any) -> None:
         assert handle._recorder.call is None
         with torch.compiler.set_stance("force_eager"):
             compiled(model)(input_ids=ids)
-        assert handle.trace.prompt.norms.shape == (2, LENGTH, 7)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
         assert graphs() == 0
 
 
 @torch.no_grad()
 def test_a_wrapper_around_the_model(tiny: Any) -> None:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(target_modules=["q_proj"])).eval()
+    model = peft.get_peft_model(tiny("llama", layers=LAYERS), peft.LoraConfig(target_modules=["q_proj"])).eval()
     ids = torch.randint(3, 96, (2, LENGTH))
     expected = model(input_ids=ids).logits
     with void_ext.patch(model) as handle:
         assert_bits_equal(compiled(model)(input_ids=ids).logits, expected)
-        assert handle.trace.prompt.norms.shape == (2, LENGTH, 7)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
         assert "forward" in model.__dict__
     assert "forward" not in model.__dict__
 
 
 @torch.no_grad()
 def test_copies_of_a_patched_model_compile(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
     with void_ext.patch(model) as handle:
         expected = compiled(model)(input_ids=ids).logits

@@ -71,19 +71,28 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
             "No mode supports it"
         )
     name, layers = _find_layers(inner, label)
-    _refuse_compiled(layers)
-    body = inner.get_submodule(name.rpartition(".")[0])
+    path = name.rpartition(".")[0]
+    body = inner.get_submodule(path)
+    _refuse_compiled({label: inner, path: body, **{f"layer {index}": layer for index, layer in enumerate(layers)}})
     _refuse_bidirectional(inner, layers, label)
     _refuse_recurrent(body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
 
 
-def _refuse_compiled(layers: tuple[nn.Module, ...]) -> None:
-    for index, layer in enumerate(layers):
-        if type(layer).__name__ == "OptimizedModule" or layer._compiled_call_impl is not None:
+def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
+    """A model that was compiled as a whole is none of these: its compiled forward makes way for the patched one's."""
+    for name, module in modules.items():
+        if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModelError(
-                f"model: layer {index} went through torch.compile by itself; expected layers that were not compiled, or "
-                "the whole model compiled, torch.compile(model)"
+                f"model: the forward of {name} was replaced by a compiled one, which would go on running what it "
+                "compiled and trace nothing; del that attribute, patch, and compile again, or use "
+                "torch.compile(model) or model.compile(), which can be patched before and after"
+            )
+    for name, module in list(modules.items())[1:]:
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise UnsupportedModelError(
+                f"model: {name} went through torch.compile by itself; expected the whole model compiled, "
+                "torch.compile(model) or model.compile(), or nothing of it"
             )
 
 
