@@ -17,6 +17,7 @@ from void_ext import _library, _options
 from void_ext._selection import Criterion
 from void_ext.counters import Counters
 from void_ext.dispatch import CostModel
+from void_ext.patching.agreement import Agreement
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
 from void_ext.patching.compiled import CompiledEntry, drop_compiled_call
 from void_ext.patching.fused import FusedForward
@@ -217,7 +218,7 @@ def _skipper(
     if isinstance(criterion, Criterion):  # now, not when the first prompt has been read
         criterion.protected(len(stack.layers))
         criterion.limits(len(stack.layers))
-    return Skipper(policy, len(stack.layers), tuple(sizes), costs)
+    return Skipper(policy, len(stack.layers), tuple(sizes), costs, Agreement.of(stack.layers))
 
 
 def _norm_of(layer: nn.Module | None, name: str | None) -> nn.Module | None:
