@@ -58,9 +58,7 @@ class Agreement:
         for mesh in self.meshes:
             ends = torch.tensor([mine, -mine], device=mesh.device_type)
             for dimension in range(mesh.ndim):
-                torch.distributed.all_reduce(
-                    ends, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dimension)
-                )
+                torch.distributed.all_reduce(ends, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dimension))
             least, greatest = ends.tolist()
             if least != -greatest:
                 raise DivergenceError(

@@ -111,8 +111,8 @@ class Skipper:
             raise ValueError(f"policy: {self.not_compiled}; {how}")
         if schedule.rows is not None:
             raise ValueError(
-                f"plan: its rows, or its prompt and response in one call, differ; a compiled forward runs what is the "
-                f"same for all. Use granularity='batch' or one row at a time, or run the model without torch.compile"
+                "plan: its rows, or its prompt and response in one call, differ; a compiled forward runs what is the "
+                "same for all. Use granularity='batch' or one row at a time, or run the model without torch.compile"
             )
 
     def count(self, phase: int) -> PhaseCounters:
