@@ -57,11 +57,16 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """:func:`add_l2norm`, and ``h``'s RMSNorm rounded in the order of transformers' LlamaRMSNorm, or GemmaRMSNorm."""
     h = add_l2norm(residual, update, norms, column, updates, **choice)
+    return h, rms_norm(h, weight, eps, zero_centered)
+
+
+def rms_norm(h: Tensor, weight: Tensor, eps: float, zero_centered: bool = False) -> Tensor:
+    """What :func:`add_rms_norm` makes of the sum; differentiable."""
     wide = h.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
     if zero_centered:
-        return h, (wide * (1.0 + weight.float())).to(h.dtype)
-    return h, (weight * wide.to(h.dtype)).to(h.dtype)
+        return (wide * (1.0 + weight.float())).to(h.dtype)
+    return (weight * wide.to(h.dtype)).to(h.dtype)
 
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
