@@ -45,8 +45,11 @@ class TapNorm:
 
 
 class Taps:
-    """The table that a body's norms write to, ``[max_tokens, L + 1]`` float32: one, whose address never changes, so that
-    CUDA graphs may be captured over it. Row i belongs to token i of the last forward, in the order of its batch."""
+    """The table that a body's norms write to, ``[max_tokens, L + 1]`` float32.
+
+    It is one, whose address never changes, so that CUDA graphs may be captured over it. Row i belongs to token i of the
+    last forward, in the order of its batch.
+    """
 
     def __init__(self, body: nn.Module, max_tokens: int):
         from void_ext import _library

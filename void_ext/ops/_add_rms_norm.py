@@ -57,8 +57,8 @@ def add_rms_norm(
     Numerics: the roundings of Hugging Face's LlamaRMSNorm or GemmaRMSNorm, on the rounded ``h``. The sum runs in
         another order than torch's, so before the weight a value may fall to the other neighbour (1 ulp): in 1e-5 of
         the elements in bfloat16, 1e-4 in float16; float32 rows differ in the last bits.
-    Gradient: of ``h`` and ``normed``, for ``residual``, ``update`` and ``weight``; the norms are detached. Both are then
-        made once more by plain torch, so that ``normed`` may differ in its last bit from the one without a gradient.
+    Gradient: of ``h`` and ``normed``, for ``residual``, ``update`` and ``weight``; the norms are detached. Both are
+        then made once more by plain torch, so that ``normed`` may differ in its last bit from the one without a gradient.
     Cost: moves 8D + 4 bytes a row in bfloat16; + 4 with ``updates``. One launch, no host sync, capturable.
     Source: arXiv 2505.14467 for the norm; transformers' LlamaRMSNorm for the rounding order.
     """

@@ -1,5 +1,5 @@
-"""The ops themselves have no autograd formula. Where one is cheap, a wrapper that is asked for a gradient adds once more
-in plain torch; the others refuse to lose it in silence."""
+"""The ops themselves have no autograd formula. Where one is cheap, a wrapper that is asked for a gradient adds once
+more in plain torch; the others refuse to lose it in silence."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
         RuntimeError: a CUDA launch failed.
     Numerics: where on, bit for bit ``torch.add`` (NaN payloads aside); elsewhere a copy of bits. Never a product with a
         mask (0 * inf is NaN).
-    Gradient: passes to ``residual`` as it is, and to ``update`` in the rows that are on. ``h`` is then made once more, by
-        plain torch, which reads all of ``update``.
+    Gradient: passes to ``residual`` as it is, and to ``update`` in the rows that are on. ``h`` is then made once more,
+        by plain torch, which reads all of ``update``.
     Cost: moves 6D + 1 bytes in bfloat16 for a row that is on, 4D + 1 for another. One launch, no host sync, capturable.
     Source: the selection of mixed batches when layers are skipped per row; ``torch.where(on, residual + update,
         residual)`` computes the same, but reads every row of ``update``.

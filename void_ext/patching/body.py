@@ -6,8 +6,9 @@ import inspect
 from typing import Any
 
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
-from void_ext.patching.compiled import refuse_inside, skip_code
+from void_ext.patching.compiled import CompiledCall, refuse_inside
 from void_ext.patching.recorder import Recorder
 
 
@@ -20,7 +21,7 @@ class BeginCall:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.recorder.call
-        if call is not None and call.compiled:
+        if isinstance(call, CompiledCall):
             return  # opened, and to be closed, by the CompiledEntry
         active = not module.training and not self.recorder.paused
         if active:
@@ -43,7 +44,7 @@ class EndCall:
         call = self.recorder.call
         if call is None:
             return
-        if call.compiled:
+        if isinstance(call, CompiledCall):
             call.drop()
         elif output is None:
             self.recorder.abandon()

@@ -275,11 +275,12 @@ class Skipper:
         if self.agreement is None:
             return
         if isinstance(decision, VoidPlan):
-            what, words = (decision.prompt.table(), decision.response.table()), repr(decision)
+            what: Any = (decision.prompt.table(), decision.response.table())
+            words = repr(decision)
         elif isinstance(decision, Tensor):  # its values are compared once they are on the host
-            what, words = (tuple(decision.shape), str(decision.dtype)), f"a table {list(decision.shape)}"
+            what, words = (tuple(decision.shape), decision.dtype), f"a table {list(decision.shape)}"
         else:
-            what, words = (type(decision).__name__, ""), "an error" if decision is not None else "no new decision"
+            what, words = type(decision).__name__, "an error" if decision is not None else "no new decision"
         if circumstances:
             words += f" for {circumstances[0]} rows of the {PHASES[circumstances[1]]}"
         self.agreement.check((what, circumstances), words)
