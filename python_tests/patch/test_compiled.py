@@ -15,6 +15,7 @@ from transformers.generation import CompileConfig
 
 import void_ext
 from void_ext.testing.compare import assert_bits_equal
+from void_ext.testing.tolerance import tolerance
 
 LAYERS, LENGTH, STEPS = 2, 9, 5
 
@@ -332,16 +333,20 @@ def test_copies_of_a_patched_model_compile(tiny: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
 def test_inductor_keeps_float32_and_stays_as_close_in_bfloat16(family: str, tiny: Any) -> None:
-    """An opaque add keeps inductor from fusing it unrounded, so that bfloat16 differs; no further from eager, though."""
-    ids = torch.randint(3, 96, (2, 33), generator=torch.Generator().manual_seed(0))
+    """An opaque add keeps inductor from fusing it unrounded: bfloat16 differs, but is no further from eager for it."""
+    inputs = [torch.randint(3, 96, (2, 33), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny(family, dtype=dtype, layers=3)
-        eager = model(input_ids=ids).logits.float()
-        unpatched = torch.compile(model, fullgraph=True)(input_ids=ids).logits.float()
+
+        def run(forward: Any) -> Tensor:
+            return torch.cat([forward(input_ids=ids).logits for ids in inputs]).float()
+
+        eager, unpatched = run(model), run(torch.compile(model, fullgraph=True))
         with void_ext.patch(model) as handle:
-            patched = torch.compile(model, fullgraph=True)(input_ids=ids).logits.float()
+            patched = run(torch.compile(model, fullgraph=True))
             assert handle.trace.prompt.norms.shape == (2, 33, 4)
         if dtype == torch.float32:
             assert_bits_equal(patched, unpatched)
         else:
-            assert (patched - eager).abs().mean() <= (unpatched - eager).abs().mean()
+            ours, theirs = ((logits - eager).square().mean().sqrt() for logits in (patched, unpatched))
+            assert 0 < ours <= theirs * (1 + tolerance("compiled", dtype).rtol)

@@ -58,7 +58,7 @@ def add_rms_norm(
         another order than torch's, so before the weight a value may fall to the other neighbour (1 ulp): in 1e-5 of
         the elements in bfloat16, 1e-4 in float16; float32 rows differ in the last bits.
     Gradient: of ``h`` and ``normed``, for ``residual``, ``update`` and ``weight``; the norms are detached. Both are
-        then made once more by plain torch, so that ``normed`` may differ in its last bit from the one without a gradient.
+        then made once more by plain torch: ``normed`` may differ in its last bit from the one without a gradient.
     Cost: moves 8D + 4 bytes a row in bfloat16; + 4 with ``updates``. One launch, no host sync, capturable.
     Source: arXiv 2505.14467 for the norm; transformers' LlamaRMSNorm for the rounding order.
     """

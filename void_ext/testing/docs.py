@@ -22,8 +22,8 @@ _HEAD = """# The ops
 
 Made by `python -m void_ext.testing.docs docs/ops.md` from the docstrings; a test compares. Everything here can be used
 by itself, in eager code and under `torch.compile`, and `help(void_ext.add_l2norm)` shows the same. All ops are
-registered in torch's namespace `void_ext`; `(a!)` in a schema marks what is written in place. They run on CPU and, where the build
-has CUDA, on CUDA; they check their arguments before they write.
+registered in torch's namespace `void_ext`; `(a!)` in a schema marks what is written in place. They run on CPU and,
+where the build has CUDA, on CUDA; they check their arguments before they write.
 """
 _SECTION = re.compile(r"^(\w+):(?: (.*))?$")
 _ENTRY = re.compile(r"^ {4}(\S[^:]*): (.*)$")
