@@ -213,7 +213,7 @@ def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any
             actual = forward(input_ids=ids).logits
             assert graphs() == before + 1
             assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
-            assert torch.equal(actual, expected) == (mode == "trace")
+            assert mode == "exit" or torch.equal(actual, expected)
         with torch._dynamo.config.patch(error_on_recompile=True):
             assert_bits_equal(forward(input_ids=ids).logits, expected)
     handle = void_ext.patch(model)
@@ -256,8 +256,8 @@ def test_parts_are_refused(fullgraph: bool, tiny: Any) -> None:
             body(input_ids=ids)
         model(input_ids=ids)
         assert handle.trace is not None
-    model.model.layers[2].compile(backend="eager")
-    with pytest.raises(void_ext.UnsupportedModelError, match=r"layer 2 went through torch\.compile by itself"):
+    model.model.layers[1].compile(backend="eager")
+    with pytest.raises(void_ext.UnsupportedModelError, match=r"layer 1 went through torch\.compile by itself"):
         void_ext.patch(model)
 
 

@@ -58,9 +58,9 @@ def _compiled(dtype: torch.dtype, width: int) -> Tolerance:
     return Tolerance(
         rtol=0.1,
         atol=0.0,
-        reason="of the root mean square distance to eager: compiled as it is, a model in bfloat16 is off by roundings that "
-        "inductor leaves out, patched by fewer of them. Over four inputs each, six tiny Llamas patched were off by 0.98 "
-        "to 1.05 of what they were unpatched, four tiny GPT-2s by 0.70 to 0.77; twice the excess",
+        reason="of the root mean square distance to eager: compiled as it is, a model in bfloat16 is off by roundings "
+        "that inductor leaves out, patched by fewer of them. Over four inputs each, six tiny Llamas patched were off "
+        "by 0.98 to 1.05 of what they were unpatched, four tiny GPT-2s by 0.70 to 0.77; twice the excess",
     )
 
 
