@@ -40,10 +40,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 _HEADS = {"GPT2": "GPT2LMHeadModel"}
 
 
-def build_tiny(family: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0) -> Any:
+def build_tiny(
+    family: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, layers: int = 6
+) -> Any:
     import transformers
 
     stem, settings = FAMILIES[family]
+    settings = {name: layers if name in ("num_hidden_layers", "n_layer") else value for name, value in settings.items()}
     torch.manual_seed(seed)
     # A large initializer range makes deltas of both signs and voids in most layers.
     config = getattr(transformers, f"{stem}Config")(
@@ -73,7 +76,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
-    """``tiny(family, dtype=…, attention=…, seed=…)``: a fresh small causal language model with 6 layers."""
+    """``tiny(family, dtype=…, attention=…, seed=…, layers=6)``: a fresh small causal language model."""
     return build_tiny
 
 

@@ -65,6 +65,14 @@ def test_has_a_fake_kernel(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_is_opchecked_and_compiled(op: str) -> None:
+    text = (ROOT / f"python_tests/ops/test_{op}.py").read_text()
+    assert "torch.library.opcheck(" in text
+    assert "torch.compile(" in text
+    assert "fullgraph=True" in text
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_wrapper_reference_and_schema_take_the_same(op: str) -> None:
     schema = getattr(torch.ops.void_ext, op).default._schema
     for function in (getattr(ops, op), getattr(reference, op)):

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
         scatter_rows,
         void_mask,
     )
-    from void_ext.patching import AlreadyPatchedError, CacheHoleError, Handle, UnsupportedModelError, patch, unpatch
+    from void_ext.patching import (
+        AlreadyPatchedError,
+        CacheHoleError,
+        DivergenceError,
+        Handle,
+        UnsupportedModelError,
+        patch,
+        unpatch,
+    )
     from void_ext.plan import Action, PhasePlan, VoidPlan
     from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan, StaticPlan
     from void_ext.trace import PhaseTrace, Trace
+    from void_ext.usage import UsageCount
 
 __version__ = "0.1.0"
 
@@ -35,6 +44,7 @@ _MODULE_OF = {
     "CostModel": "void_ext.dispatch",
     "Counters": "void_ext.counters",
     "Dispatched": "void_ext.dispatch",
+    "DivergenceError": "void_ext.patching",
     "HaltPlan": "void_ext.policies",
     "Handle": "void_ext.patching",
     "History": "void_ext.policies",
@@ -47,6 +57,7 @@ _MODULE_OF = {
     "StaticPlan": "void_ext.policies",
     "Trace": "void_ext.trace",
     "UnsupportedModelError": "void_ext.patching",
+    "UsageCount": "void_ext.usage",
     "VoidPlan": "void_ext.plan",
     "add_l2norm": "void_ext.ops",
     "add_rms_norm": "void_ext.ops",
@@ -70,6 +81,7 @@ __all__ = [
     "CostModel",
     "Counters",
     "Dispatched",
+    "DivergenceError",
     "HaltPlan",
     "Handle",
     "History",
@@ -82,6 +94,7 @@ __all__ = [
     "StaticPlan",
     "Trace",
     "UnsupportedModelError",
+    "UsageCount",
     "VoidPlan",
     "add_l2norm",
     "add_rms_norm",

@@ -110,14 +110,21 @@ class PhaseTrace:
 
         Returns float32 in [0, 1]; NaN where there is no real token (an empty phase, a row that is all padding).
         """
+        used, tokens = self.count(alpha, per)
+        return used.float() / (tokens[:, None] if per == "row" else tokens).float()
+
+    def count(self, alpha: float | None = None, per: str | None = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`usage` is the quotient of: real tokens for which each layer was active, and real tokens.
+
+        Returns int64 ``[L]`` and ``[]``, or, ``per="row"``, ``[B, L]`` and ``[B]``: to be summed over batches and
+        processes (:class:`void_ext.UsageCount`).
+        """
         if per not in (None, "row"):
             raise ValueError(f"per: expected None or 'row', got {per!r}")
         # With the quirks, padding counts in usage too: the paper's code knows no mask.
         real = torch.ones_like(self.mask) if self.info.reference_quirks else self.mask
         over = 1 if per == "row" else (0, 1)
-        used = (self.active(alpha) & real[..., None]).sum(over, dtype=torch.float32)
-        tokens = real.sum(over, dtype=torch.float32)
-        return used / (tokens[:, None] if per == "row" else tokens)
+        return (self.active(alpha) & real[..., None]).sum(over), real.sum(over)
 
 
 def _enumerate(calls: list[int]) -> list[int]:

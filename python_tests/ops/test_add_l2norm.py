@@ -233,11 +233,30 @@ def test_compiles_with_dynamic_rows(device, random_rows, table) -> None:
         assert_close(norms[:, 0], norms_of(h), tolerance("norm", h.dtype, 33))
 
 
+def test_gradient_is_the_sums(device, dtype, random_rows, table) -> None:
+    residual, update = (random_rows(3, 2, 33, seed=seed).requires_grad_() for seed in (0, 1))
+    norms, updates, expected = table(6, 3), table(6, 3), (table(6, 3), table(6, 3))
+    h = ops.add_l2norm(residual, update, norms, 1, updates)
+    with torch.no_grad():
+        assert_bits_equal(h.detach(), ops.add_l2norm(residual, update, expected[0], 1, expected[1]))
+    for ours, theirs in zip((norms, updates), expected, strict=True):
+        assert not ours.requires_grad
+        assert_bits_equal(ours, theirs)
+    upstream = random_rows(3, 2, 33, seed=2)
+    for gradient in torch.autograd.grad(h, (residual, update), upstream):
+        assert_bits_equal(gradient, upstream)
+
+
 def test_refuses_to_lose_a_gradient(device) -> None:
     leaf, norms = torch.ones(2, 4, device=device, requires_grad=True), torch.zeros(2, 1, device=device)
+    on = torch.ones(2, dtype=torch.bool, device=device)
     with pytest.raises(RuntimeError, match=r"void_ext::add_l2norm: update: .*requires no grad.*torch\.no_grad\(\)"):
-        ops.add_l2norm(leaf.detach(), leaf, norms, 0)
+        ops.add_l2norm(leaf.detach(), leaf, norms, 0, on=on)
     assert norms.count_nonzero() == 0
+    with pytest.raises(RuntimeError, match=r"void_ext::add_l2norm: norms: .*requires no grad"):
+        ops.add_l2norm(leaf, leaf, norms.clone().requires_grad_(), 0)
+    with pytest.raises(ValueError, match="update: expected shape"):
+        ops.add_l2norm(leaf, leaf[:1], norms, 0)
     with torch.no_grad():
         assert not ops.add_l2norm(leaf, leaf, norms, 0).requires_grad
 

@@ -163,11 +163,35 @@ def test_compiles_without_breaks(device, random_rows, table) -> None:
     assert_bits_equal(compiled, eager)
 
 
+@pytest.mark.parametrize("zero_centered", [False, True])
+def test_gradient_is_the_formulas(device, random_rows, table, zero_centered) -> None:
+    leaves = [random_rows(3, 2, 33), random_rows(3, 2, 33, seed=1), random_rows(33, seed=2)]
+    leaves = [leaf.float().requires_grad_() for leaf in leaves]
+    norms, expected = table(6, 3), table(6, 3)
+    h, normed = ops.add_rms_norm(*leaves, EPS, norms, 1, zero_centered=zero_centered)
+    with torch.no_grad():
+        sums, fused = ops.add_rms_norm(*leaves, EPS, expected, 1, zero_centered=zero_centered)
+    assert_bits_equal(h.detach(), sums)
+    assert_bits_equal(norms, expected)
+    assert_close(normed.detach(), fused, tolerance("rms_norm", torch.float32, 33))
+
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    stream = wide[0] + wide[1]
+    scaled = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + EPS)
+    truth = scaled * (1 + wide[2] if zero_centered else wide[2])
+    upstream = random_rows(3, 2, 33, seed=3).float()
+    ours = torch.autograd.grad((h, normed), leaves, (upstream, upstream))
+    theirs = torch.autograd.grad((stream, truth), wide, (upstream.double(), upstream.double()))
+    for got, wanted in zip(ours, theirs, strict=True):
+        assert_close(got, wanted.float(), tolerance("logits", torch.float32))
+
+
 def test_refuses_to_lose_a_gradient(device) -> None:
     rows, norms = torch.ones(2, 4, device=device), torch.zeros(2, 1, device=device)
     weight = torch.ones(4, device=device, requires_grad=True)
+    on = torch.ones(2, dtype=torch.bool, device=device)
     with pytest.raises(RuntimeError, match=r"void_ext::add_rms_norm: weight: .*requires no grad"):
-        ops.add_rms_norm(rows, rows, weight, EPS, norms, 0)
+        ops.add_rms_norm(rows, rows, weight, EPS, norms, 0, on=on)
     with torch.inference_mode():
         assert ops.add_rms_norm(rows, rows, weight, EPS, norms, 0)[1].shape == (2, 4)
 

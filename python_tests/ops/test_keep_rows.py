@@ -124,14 +124,20 @@ def test_compiles_without_breaks(device, random_rows) -> None:
     assert_bits_equal(compiled, layer(*arguments))
 
 
-def test_refuses_to_lose_a_gradient(device) -> None:
-    rows, on = torch.ones(2, 4, device=device), torch.ones(2, dtype=torch.bool, device=device)
-    for name in ("residual", "update"):
-        arguments = {"residual": rows, "update": rows, "on": on, name: rows.clone().requires_grad_()}
-        with pytest.raises(RuntimeError, match=rf"void_ext::keep_rows: {name}: .*requires no grad"):
-            ops.keep_rows(**arguments)
-        with torch.no_grad():
-            ops.keep_rows(**arguments)
+def test_gradient_of_the_rows_that_are_on(device, dtype, random_rows) -> None:
+    residual, update = random_rows(3, 2, 33).requires_grad_(), random_rows(3, 2, 33, seed=1)
+    on = flags(6, device)
+    update.view(6, 33)[~on] = torch.nan  # never read: it must not come back as a gradient either
+    update.requires_grad_()
+    h = ops.keep_rows(residual, update, on)
+    with torch.no_grad():
+        assert_bits_equal(h.detach(), ops.keep_rows(residual, update, on))
+    upstream = random_rows(3, 2, 33, seed=2)
+    ours = torch.autograd.grad(h, (residual, update), upstream)
+    assert_bits_equal(ours[0], upstream)
+    assert torch.equal(ours[1], torch.where(on.view(3, 2, 1), upstream, 0))
+    with pytest.raises(ValueError, match="update: expected shape"):
+        ops.keep_rows(residual, update[:1], on)
 
 
 @pytest.mark.parametrize(

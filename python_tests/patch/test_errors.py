@@ -108,15 +108,6 @@ def test_patched_twice(tiny: Any) -> None:
         void_ext.unpatch(model)
 
 
-def test_compiled_models_are_refused(tiny: Any) -> None:
-    model = tiny("llama")
-    with pytest.raises(void_ext.UnsupportedModelError, match=r"went through torch\.compile"):
-        void_ext.patch(torch.compile(model))
-    model.compile()
-    with pytest.raises(void_ext.UnsupportedModelError, match=r"went through torch\.compile"):
-        void_ext.patch(model)
-
-
 def test_recurrent_models_are_refused() -> None:
     settings = {"vocab_size": 96, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
     with pytest.raises(void_ext.UnsupportedModelError, match=r"MambaForCausalLM .* instead of a KV cache"):

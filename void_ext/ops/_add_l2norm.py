@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._choice import chosen, verdict_alpha
-from void_ext.ops._grad import refuse_grad
+from void_ext.ops._grad import refuse_grad, wants_grad
 
 
 def add_l2norm(
@@ -52,15 +52,21 @@ def add_l2norm(
         ValueError: an argument of another shape, dtype, device or range, or memory written to that overlaps another
             argument's; names it, what was expected and what came.
             Nothing is written then. Also for a CUDA tensor in a build without CUDA.
-        RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
+        RuntimeError: grad mode is on, and a table requires grad, or any argument beside ``on`` or those after it; a
+            CUDA launch failed.
     Numerics: squares and their sum in float32, of the rounded stream: above a norm of 1.8e19 the result is inf, squares
         below 1.4e-45 vanish. A row's norm has the same bits at any row count and, on a CPU, whatever the instruction
         set.
+    Gradient: of ``h``, one and the same for ``residual`` and ``update``; the norms are detached. One plain add more.
     Cost: moves 6D + 4 bytes a row in bfloat16, as the plain add moves 6D; + 4 with ``updates``, - 2D a row
         that is off, + 4 column with a verdict, + 2D (from cache: + 4D) a row kept. One launch, no host
         sync, capturable.
     Source: arXiv 2505.14467. Differs from the paper's code in: the norm is kept in float32, not in the rows' dtype.
     """
+    if wants_grad(residual, update) and not chosen(on, alpha, executed, active, kept, out):
+        refuse_grad("add_l2norm", norms=norms, updates=updates)
+        torch.ops.void_ext.add_l2norm.default(residual.detach(), update.detach(), norms, column, updates)
+        return residual + update
     refuse_grad("add_l2norm", residual=residual, update=update, norms=norms, updates=updates, kept=kept, out=out)
     if chosen(on, alpha, executed, active, kept, out):
         factor = verdict_alpha("add_l2norm", alpha, active, kept)

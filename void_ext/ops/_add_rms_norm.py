@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._choice import chosen, verdict_alpha
-from void_ext.ops._grad import refuse_grad
+from void_ext.ops._grad import refuse_grad, wants_grad
+from void_ext.reference._ops import rms_norm
 
 
 def add_rms_norm(
@@ -52,14 +53,24 @@ def add_rms_norm(
         ValueError: an argument of another shape, dtype, device or range, or memory written to that overlaps another
             argument's; names it, what was expected and what came. Nothing is written then. Also for a CUDA tensor in a
             build without CUDA.
-        RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
+        RuntimeError: grad mode is on, and a table requires grad, or any argument beside ``on`` or those after it; a
+            CUDA launch failed.
     Numerics: the roundings of Hugging Face's LlamaRMSNorm or GemmaRMSNorm, on the rounded ``h``. The sum runs in
         another order than torch's, so before the weight a value may fall to the other neighbour (1 ulp): in 1e-5 of
         the elements in bfloat16, 1e-4 in float16; float32 rows differ in the last bits.
+    Gradient: of ``h`` and ``normed``, for ``residual``, ``update`` and ``weight``; the norms are detached. Both are
+        then made once more by plain torch: ``normed`` may differ in its last bit from the one without a gradient.
     Cost: moves 8D + 4 bytes a row in bfloat16; + 4 with ``updates``. One launch, no host sync, capturable.
     Source: arXiv 2505.14467 for the norm; transformers' LlamaRMSNorm for the rounding order.
     """
     h, normed = (None, None) if out is None else out
+    if wants_grad(residual, update, weight) and not chosen(on, alpha, executed, active, kept, h):
+        refuse_grad("add_rms_norm", norms=norms, updates=updates)
+        torch.ops.void_ext.add_rms_norm.default(
+            residual.detach(), update.detach(), weight.detach(), eps, norms, column, updates, zero_centered
+        )
+        h = residual + update
+        return h, rms_norm(h, weight, eps, zero_centered)
     refuse_grad(
         "add_rms_norm",
         residual=residual,

@@ -6,7 +6,9 @@ import inspect
 from typing import Any
 
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
+from void_ext.patching.compiled import CompiledCall, refuse_inside
 from void_ext.patching.recorder import Recorder
 
 
@@ -18,9 +20,18 @@ class BeginCall:
         self.names = tuple(inspect.signature(type(body).forward).parameters)[1:]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = self.recorder.call
+        if isinstance(call, CompiledCall):
+            return  # opened, and to be closed, by the CompiledEntry
+        active = not module.training and not self.recorder.paused
+        if active:
+            refuse_inside(module)
         self.recorder.abandon()
-        if not module.training and not self.recorder.paused:
+        if active:
             self.recorder.begin({**dict(zip(self.names, args, strict=False)), **kwargs})
+
+
+skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away
 
 
 class EndCall:
@@ -30,9 +41,12 @@ class EndCall:
         self.recorder = recorder
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.recorder.call is None:
+        call = self.recorder.call
+        if call is None:
             return
-        if output is None:
+        if isinstance(call, CompiledCall):
+            call.drop()
+        elif output is None:
             self.recorder.abandon()
         else:
             self.recorder.commit(output)

@@ -27,6 +27,8 @@ _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
 class Call:
     """One forward of the layer stack: a table of ``batch * length`` rows, filled column by column."""
 
+    compiled = False  # whether it was opened around a compiled forward (void_ext.patching.compiled)
+
     def __init__(
         self,
         batch: int,
@@ -209,15 +211,18 @@ class Call:
             return torch.ones(1, dtype=torch.bool, device=device)
         return self.schedule.executed(device, self.batch, self.length)
 
-    def _open(self, stream: Tensor) -> None:
+    def _check_stream(self, stream: Tensor) -> None:
         if stream.dim() != 3 or stream.shape[:2] != (self.batch, self.length):
             raise RuntimeError(
                 f"void_ext: the residual stream entering layer 0 has shape {tuple(stream.shape)}; expected one vector "
                 f"per input token, ({self.batch}, {self.length}, width). This model cannot be traced: "
                 "void_ext.unpatch(model) leaves it as it was"
             )
+
+    def _open(self, stream: Tensor) -> None:
+        self._check_stream(stream)
         self._inference = stream.is_inference() or torch.is_inference_mode_enabled()
-        self._use(stream)
+        self._use(stream.device, stream.dtype)
         if self._halting is not None:
             self.halted = torch.zeros(self.batch * self.length, dtype=torch.bool, device=stream.device)
         if self._defers(stream):
@@ -252,8 +257,7 @@ class Call:
         _row_l2norm(torch.stack(streams), column, 0)
         self.norms[:, : len(streams)].copy_(column.view(len(streams), rows).T)
 
-    def _use(self, stream: Tensor) -> None:
-        device = stream.device
+    def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         recording = self.recording
         self._devices.append((self.next, device))
         rows = self.batch * self.length
@@ -272,7 +276,10 @@ class Call:
         norms, self.updates, self.halves = self._tables[device]
         assert norms is not None
         self.norms = norms
-        self.native = device.type in recording.native_devices and stream.dtype in NATIVE_DTYPES
+        self._judge_kernels(device, dtype)
+
+    def _judge_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.native = device.type in self.recording.native_devices and dtype in NATIVE_DTYPES
         # Under grad mode the add must be differentiable: plain add, detached norms.
         self.plain = torch.is_grad_enabled() or not self.native
 
@@ -282,7 +289,7 @@ class Call:
                 f"void_ext: mode='exit' needs all layers on one device; layer {self.next} runs on {stream.device} and "
                 f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
             )
-        self._use(stream)
+        self._use(stream.device, stream.dtype)
 
     def _out_of_step(self, index: int) -> None:
         what = "runs a second time" if index < self.next else f"runs right after layer {self.next - 1}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,11 +115,21 @@ class Refused(_Method):
         )
 
 
-class NeverCompile:
-    """Answers generate()'s question whether to compile the forward for a static cache."""
+class AutoCompile(_Method):
+    """``model._valid_auto_compile_criteria``, by which generate() decides whether to compile its decoding steps."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> bool:
-        return False
+    name = "_valid_auto_compile_criteria"
+
+    def __call__(self, model_kwargs: dict[str, Any], generation_config: Any, *args: Any, **kwargs: Any) -> bool:
+        if not self.__wrapped__(model_kwargs, generation_config, *args, **kwargs):
+            return False
+        skipper = self.recorder.skipper
+        reason = None if skipper is None else skipper.not_compiled
+        if reason is None and skipper is not None and skipper.plan_rows is not None:
+            reason = "the plan's rows differ"
+        if reason is not None and getattr(generation_config, "compile_config", None) is not None:
+            warnings.warn(f"void_ext: generate() does not compile its forward here: {reason}", stacklevel=2)
+        return reason is None
 
 
 class _Settings:

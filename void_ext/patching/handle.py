@@ -11,14 +11,17 @@ from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from void_ext import _library, _options
 from void_ext._selection import Criterion
 from void_ext.counters import Counters
 from void_ext.dispatch import CostModel
+from void_ext.patching.agreement import Agreement
 from void_ext.patching.body import BeforeFinalNorm, BeginCall, EndCall
+from void_ext.patching.compiled import CompiledEntry, drop_compiled_call
 from void_ext.patching.fused import FusedForward
-from void_ext.patching.generation import NeverCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
+from void_ext.patching.generation import AutoCompile, Refused, TracedGenerate, WatchedCriteria, WatchedInputs
 from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
 from void_ext.patching.norms import FinalNormForward
@@ -91,7 +94,7 @@ def patch(
         Nothing is changed when it raises.
 
     Cost: per layer no extra pass and no extra launch where fused; 4(L+1) + 9 bytes per token; no host synchronisation
-    during a forward. While patched, ``generate`` does not compile its forward for static caches.
+    during a forward. Under torch.compile the graph holds tensor work alone: no recompilation per token.
     Source: arXiv 2505.14467. See docs/method.md for where it differs.
     """
     if unknown:
@@ -159,7 +162,8 @@ def patch(
         model_type=stack.model_type,
         model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
     )
-    handle = Handle(stack, Recorder(recording, skipper), info, fuse, form, why)
+    outermost = model._orig_mod if isinstance(model, OptimizedModule) else model
+    handle = Handle(stack, outermost, Recorder(recording, skipper), info, fuse, form, why)
     handle._install()
     return handle
 
@@ -214,7 +218,7 @@ def _skipper(
     if isinstance(criterion, Criterion):  # now, not when the first prompt has been read
         criterion.protected(len(stack.layers))
         criterion.limits(len(stack.layers))
-    return Skipper(policy, len(stack.layers), tuple(sizes), costs)
+    return Skipper(policy, len(stack.layers), tuple(sizes), costs, Agreement.of(stack.layers))
 
 
 def _norm_of(layer: nn.Module | None, name: str | None) -> nn.Module | None:
@@ -227,6 +231,7 @@ class Handle:
     def __init__(
         self,
         stack: DecoderStack,
+        outermost: nn.Module,
         recorder: Recorder,
         info: TraceInfo,
         fuse: str,
@@ -234,6 +239,7 @@ class Handle:
         why: str,
     ):
         self._stack = stack
+        self._outermost = outermost  # what patch() was given: the model, or a wrapper around it
         self._recorder = recorder
         self._info = info
         self._fuse = fuse
@@ -314,6 +320,7 @@ class Handle:
             self._recorder.abandon()
         finally:
             remove_all(self._changes)
+        drop_compiled_call(self._stack.model)
         # A cache that generate() keeps for its next call, with layers missing in it (transformers 4.57).
         kept = self._stack.model.__dict__.get("_cache")
         if kept is not None and guard_of(kept) is not None:
@@ -339,7 +346,6 @@ class Handle:
                 f"  forward   {forward}",
                 f"            {self._why}",
                 f"  kernels   {kernels}",
-                "  generate  runs eagerly with static caches while patched (no automatic compilation)",
             )
         )
 
@@ -353,6 +359,7 @@ class Handle:
             else:
                 self._install_generic()
             self._install_generation()
+            self._install_compiled()
             for module in {self._stack.model, self._stack.body}:
                 self._change(module, _MARK, self)
         except BaseException:
@@ -402,13 +409,17 @@ class Handle:
             self._changes.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
             self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index, enter)))
 
+    def _install_compiled(self) -> None:
+        stack, recorder = self._stack, self._recorder
+        drop_compiled_call(stack.model)
+        for model in {stack.model, self._outermost}:
+            self._change(model, "forward", CompiledEntry(recorder, model, stack.body, stack.layers[0], _MARK))
+
     def _install_generation(self) -> None:
         model, recorder = self._stack.model, self._recorder
-        for stand_in in (TracedGenerate, WatchedInputs, WatchedCriteria):
+        for stand_in in (TracedGenerate, WatchedInputs, WatchedCriteria, AutoCompile):
             if inspect.isroutine(getattr(type(model), stand_in.name, None)):
                 self._change(model, stand_in.name, stand_in(recorder, model))
         for name in ("generate_batch", "init_continuous_batching"):
             if inspect.isroutine(getattr(type(model), name, None)):
                 self._change(model, name, Refused(recorder, model, name))
-        if hasattr(type(model), "_valid_auto_compile_criteria"):
-            self._change(model, "_valid_auto_compile_criteria", NeverCompile())

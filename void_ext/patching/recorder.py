@@ -7,7 +7,9 @@ are counted here, on the host: nothing asks the device.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,8 +76,10 @@ class Recorder:
 
     # ---- around a forward ----
 
-    def begin(self, arguments: dict[str, Any]) -> None:
-        """The body is about to run with these (keyword) arguments."""
+    def begin(
+        self, arguments: dict[str, Any], kind: type[Call] = Call, settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """The body is about to run with these (keyword) arguments; ``kind`` is what records it, with its settings."""
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         given = ids if ids is not None else embeds
         if given is None:
@@ -102,6 +106,8 @@ class Recorder:
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
         schedule = self._schedule(batch, length, cache is not None)
+        if kind.compiled and self.skipper is not None and schedule is not None:
+            self.skipper.check_compiled(schedule)
         counters = None
         guarded = schedule is not None or ledger.guard_of(cache) is not None
         if guarded:
@@ -109,7 +115,9 @@ class Recorder:
         if schedule is not None and self.skipper is not None:
             counters = self.skipper.count(schedule.phase)
         self._arguments = {"tokens": ids, "cache": cache}
-        self.call = Call(batch, length, self.recording, self._tables, real, self.skipper, schedule, counters)
+        self.call = kind(
+            batch, length, self.recording, self._tables, real, self.skipper, schedule, counters, **settings
+        )
         self.call.guarded = guarded
 
     def abandon(self) -> None:

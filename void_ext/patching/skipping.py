@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from void_ext.counters import Counters, PhaseCounters
 from void_ext.dispatch import CostModel
 from void_ext.patching import schedule as schedules
+from void_ext.patching.agreement import Agreement
 from void_ext.patching.call import Call
 from void_ext.patching.projection import KeyForm
 from void_ext.patching.registry import LayerForm
@@ -50,8 +51,16 @@ class HalfBytes:
 class Skipper:
     """What is skipped in the calls of one patched model: the policy, the plan in force and its schedules."""
 
-    def __init__(self, policy: Any, layers: int, weight_bytes: tuple[HalfBytes, ...], costs: CostModel | None = None):
+    def __init__(
+        self,
+        policy: Any,
+        layers: int,
+        weight_bytes: tuple[HalfBytes, ...],
+        costs: CostModel | None = None,
+        agreement: Agreement | None = None,
+    ):
         self.costs = costs
+        self.agreement = agreement  # None: the model is in one process
         self.policy = policy
         self.layers = layers
         self.weight_bytes = weight_bytes
@@ -67,7 +76,7 @@ class Skipper:
         self._adopt(self.plan)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("policy", "layers", "weight_bytes", "costs")}
+        return {name: getattr(self, name) for name in ("policy", "layers", "weight_bytes", "costs", "agreement")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Skipper.__init__(self, **state)
@@ -79,6 +88,32 @@ class Skipper:
     @property
     def by_row(self) -> bool:
         return bool(getattr(self.policy, "by_row", False))
+
+    @property
+    def not_compiled(self) -> str | None:
+        """Why calls under this policy cannot be compiled; None where they can."""
+        name = type(self.policy).__name__
+        if self.halts:
+            return f"{name} decides inside of a call, from what was computed"
+        if getattr(self.policy, "every_token", False):
+            return f"{name} decides for every token, and each decision would have to be compiled"
+        return None
+
+    @property
+    def plan_rows(self) -> int | None:
+        """Batch rows between which the plan in force differs in the response; None: they are alike."""
+        return self._schedules[RESPONSE].rows
+
+    def check_compiled(self, schedule: Schedule) -> None:
+        """Raises ValueError where this call cannot be compiled."""
+        how = "use StaticPlan or PromptPlan, or run the model without torch.compile"
+        if self.not_compiled is not None:
+            raise ValueError(f"policy: {self.not_compiled}; {how}")
+        if schedule.rows is not None:
+            raise ValueError(
+                "plan: its rows, or its prompt and response in one call, differ; a compiled forward runs what is the "
+                "same for all. Use granularity='batch' or one row at a time, or run the model without torch.compile"
+            )
 
     def count(self, phase: int) -> PhaseCounters:
         """The counters of a phase; one more call."""
@@ -167,7 +202,9 @@ class Skipper:
         """
         table = self._pending.take()
         if table is not None:
-            self._adopt(plan_of_table(table))
+            plan = plan_of_table(table)
+            self._agree(plan)
+            self._adopt(plan)
         gone = self._ended.take()
         every_token = bool(getattr(self.policy, "every_token", False))
         # A call with candidates behind its prompt (assisted generation) is not asked about: there is no history yet.
@@ -189,7 +226,8 @@ class Skipper:
             ended = None if generation is None else generation.ended
             if ended is not None and len(ended) == batch:
                 self._ended.send(ended)
-            flags = gone.tolist() if gone is not None and len(gone) == batch else []
+            # Ranks learn of an end each for itself: what they launch does not depend on it.
+            flags = gone.tolist() if self.agreement is None and gone is not None and len(gone) == batch else []
             if any(flags):
                 # No half is launched that every row still going on goes without.
                 if self._live is None or self._live[0] != flags:
@@ -216,15 +254,36 @@ class Skipper:
         return schedules.of_phases([self.plan.phase(PHASES[phase]) for phase in phases], last, batch)
 
     def _decide(self, history: History | None, phase: int, batch: int) -> None:
-        decision = self.policy.decide(history, PHASES[phase])
+        try:
+            decision = self.policy.decide(history, PHASES[phase])
+            if decision is not None:
+                check_decision(decision, batch, self.layers, by_row=self.by_row)
+        except Exception as error:
+            self._agree(error, batch, phase)
+            raise
+        self._agree(decision, batch, phase)
         if decision is None:
             return
-        check_decision(decision, batch, self.layers, by_row=self.by_row)
         if isinstance(decision, VoidPlan):
             self._adopt(decision)
             return
         # Deterministic: this call goes on as before, the next one follows the table, however fast the machine is.
         self._pending.send(decision)
+
+    def _agree(self, decision: Any, *circumstances: int) -> None:
+        """Raises DivergenceError, on every rank, where another rank decided otherwise, or in other circumstances."""
+        if self.agreement is None:
+            return
+        if isinstance(decision, VoidPlan):
+            what: Any = (decision.prompt.table(), decision.response.table())
+            words = repr(decision)
+        elif isinstance(decision, Tensor):  # its values are compared once they are on the host
+            what, words = (tuple(decision.shape), decision.dtype), f"a table {list(decision.shape)}"
+        else:
+            what, words = type(decision).__name__, "an error" if decision is not None else "no new decision"
+        if circumstances:
+            words += f" for {circumstances[0]} rows of the {PHASES[circumstances[1]]}"
+        self.agreement.check((what, circumstances), words)
 
     def _adopt(self, plan: VoidPlan) -> None:
         if plan is self.plan and self._schedules:

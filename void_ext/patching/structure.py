@@ -53,13 +53,11 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
-    _refuse_compiled(model)
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         raise TypeError(
             f"model: expected a transformers PreTrainedModel (or a wrapper around one), got {type(model).__name__}"
         )
-    _refuse_compiled(inner)
     label = f"{type(inner).__name__} (model_type {getattr(inner.config, 'model_type', '?')!r})"
     if getattr(inner.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -73,18 +71,29 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
             "No mode supports it"
         )
     name, layers = _find_layers(inner, label)
-    body = inner.get_submodule(name.rpartition(".")[0])
+    path = name.rpartition(".")[0]
+    body = inner.get_submodule(path)
+    _refuse_compiled({label: inner, path: body, **{f"layer {index}": layer for index, layer in enumerate(layers)}})
     _refuse_bidirectional(inner, layers, label)
     _refuse_recurrent(body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
-        raise UnsupportedModelError(
-            "model: it went through torch.compile, which would go on running the code it compiled and trace nothing; "
-            "patch the model itself (compiled._orig_mod) before compiling it"
-        )
+def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
+    """A model that was compiled as a whole is none of these: its compiled forward makes way for the patched one's."""
+    for name, module in modules.items():
+        if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+            raise UnsupportedModelError(
+                f"model: the forward of {name} was replaced by a compiled one, which would go on running what it "
+                "compiled and trace nothing; del that attribute, patch, and compile again, or use "
+                "torch.compile(model) or model.compile(), which can be patched before and after"
+            )
+    for name, module in list(modules.items())[1:]:
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise UnsupportedModelError(
+                f"model: {name} went through torch.compile by itself; expected the whole model compiled, "
+                "torch.compile(model) or model.compile(), or nothing of it"
+            )
 
 
 def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Module, ...]]:

@@ -59,11 +59,16 @@ def add_rms_norm(
     if norms is None:
         norms = residual.new_empty(residual.shape[:-1].numel(), column + 1, dtype=torch.float32)
     h = add_l2norm(residual, update, norms, column, updates, **choice)
+    return h, rms_norm(h, weight, eps, zero_centered)
+
+
+def rms_norm(h: Tensor, weight: Tensor, eps: float, zero_centered: bool = False) -> Tensor:
+    """What :func:`add_rms_norm` makes of the sum; differentiable."""
     wide = h.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
     if zero_centered:
-        return h, (wide * (1.0 + weight.float())).to(h.dtype)
-    return h, (weight * wide.to(h.dtype)).to(h.dtype)
+        return (wide * (1.0 + weight.float())).to(h.dtype)
+    return (weight * wide.to(h.dtype)).to(h.dtype)
 
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:

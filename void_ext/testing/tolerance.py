@@ -53,10 +53,22 @@ def _logits(dtype: torch.dtype, width: int) -> Tolerance:
     )
 
 
+def _compiled(dtype: torch.dtype, width: int) -> Tolerance:
+    del dtype, width
+    return Tolerance(
+        rtol=0.1,
+        atol=0.0,
+        reason="of the root mean square distance to eager: compiled as it is, a model in bfloat16 is off by roundings "
+        "that inductor leaves out, patched by fewer of them. Over four inputs each, six tiny Llamas patched were off "
+        "by 0.98 to 1.05 of what they were unpatched, four tiny GPT-2s by 0.70 to 0.77; twice the excess",
+    )
+
+
 _TABLE: dict[str, Callable[[torch.dtype, int], Tolerance]] = {
     "norm": _norm,
     "rms_norm": _rms_norm,
     "logits": _logits,
+    "compiled": _compiled,
 }
 
 
@@ -65,7 +77,8 @@ def tolerance(quantity: str, dtype: torch.dtype, width: int = 1) -> Tolerance:
 
     Args:
         quantity: ``"norm"`` (row and update norms against float64), ``"rms_norm"`` (the normed output of
-            ``add_rms_norm``), ``"logits"`` (a model against itself by another route).
+            ``add_rms_norm``), ``"logits"`` (a model against itself by another route), ``"compiled"`` (how far a
+            compiled model is from its eager self, patched against unpatched).
         dtype: of the rows or logits compared: float32, float16 or bfloat16.
         width: length of the reduction, where one is behind the quantity.
     Raises:

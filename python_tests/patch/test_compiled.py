@@ -1,0 +1,352 @@
+"""Patched models under ``torch.compile``: captured whole, recorded as eager ones are, compiled once."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import StaticCache
+from transformers.generation import CompileConfig
+
+import void_ext
+from void_ext.testing.compare import assert_bits_equal
+from void_ext.testing.tolerance import tolerance
+
+LAYERS, LENGTH, STEPS = 2, 9, 5
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def compiled(model: Any, backend: str = "eager") -> Any:
+    return torch.compile(model, fullgraph=True, backend=backend)
+
+
+def decode(forward: Callable[..., Any], prefill: Callable[..., Any], model: Any, ids: Tensor, steps: int) -> Tensor:
+    """Logits of greedy steps after a prefill, with a static cache."""
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    logits = [prefill(input_ids=ids, past_key_values=cache).logits[:, -1:]]
+    for _ in range(steps):
+        logits.append(forward(input_ids=logits[-1].argmax(-1), past_key_values=cache).logits)
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"fuse": "norm"}),
+        ("llama", {"updates": True, "halves": True}),
+        ("llama", {"mode": "exit", "granularity": "sequence"}),
+        ("gemma2", {"mode": "exit", "fuse": "norm"}),
+        ("gpt2", {"updates": True}),
+        ("bloom", {"mode": "exit", "reference_quirks": True}),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_batch: Any) -> None:
+    model = tiny(family, layers=LAYERS)
+    ids, mask = padded_batch
+    with void_ext.patch(model, **options) as handle:
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        eager = handle.trace.prompt
+        forward = compiled(model, "aot_eager")
+        actual = forward(input_ids=ids, attention_mask=mask).logits
+        trace = handle.trace.prompt
+    assert_bits_equal(actual, expected)
+    assert graphs() == 1
+    assert_bits_equal(trace.norms, eager.norms)
+    assert torch.equal(trace.mask, eager.mask)
+    assert torch.equal(trace.tokens, eager.tokens)
+    for name in ("updates", "halves"):
+        if options.get(name):
+            assert_bits_equal(getattr(trace, name), getattr(eager, name))
+
+
+@torch.inference_mode()
+def test_no_token_is_compiled_anew(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    with void_ext.patch(model) as handle:
+        expected = decode(model, model, model, ids, STEPS)
+        eager = handle.trace
+        forward = compiled(model)
+        decode(forward, model, model, ids, 2)
+        before = graphs()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            actual = decode(forward, model, model, ids, STEPS)
+        assert graphs() == before
+        trace = handle.trace
+    assert_bits_equal(actual, expected)
+    for phase in ("prompt", "response"):
+        assert_bits_equal(getattr(trace, phase).norms, getattr(eager, phase).norms)
+        assert torch.equal(getattr(trace, phase).tokens, getattr(eager, phase).tokens)
+    assert trace.response.norms.shape == (2, STEPS, LAYERS + 1)
+
+
+@torch.no_grad()
+def test_dynamic_cache_is_compiled_for_any_length(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (1, LENGTH))
+
+    def run(forward: Any) -> Tensor:
+        output, logits = model(input_ids=ids), []
+        for _ in range(STEPS):
+            output = forward(input_ids=output.logits[:, -1:].argmax(-1), past_key_values=output.past_key_values)
+            logits.append(output.logits)
+        return torch.cat(logits, 1)
+
+    with void_ext.patch(model) as handle:
+        expected, eager = run(model), handle.trace
+        forward = compiled(model)
+        run(forward)
+        before = graphs()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            actual = run(forward)
+        assert graphs() == before <= 2
+    assert_bits_equal(actual, expected)
+    assert_bits_equal(handle.trace.response.norms, eager.response.norms)
+
+
+@pytest.mark.parametrize("cache", ["static", None])
+def test_generate_compiles(cache: str | None, tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids, mask = padded_batch
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    config._compile_all_devices = True
+
+    def run(**more: Any) -> Tensor:
+        return model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=6,
+            do_sample=False,
+            cache_implementation=cache,
+            **more,
+        )
+
+    expected = run()
+    with void_ext.patch(model) as handle:
+        assert torch.equal(run(), expected)
+        eager = handle.trace
+        assert graphs() == 0
+        run(compile_config=config)
+        first = graphs()
+        assert (first > 0) == (cache == "static")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert torch.equal(run(compile_config=config), expected)
+        assert graphs() == first
+        trace = handle.trace
+    for phase in ("prompt", "response"):
+        assert_bits_equal(getattr(trace, phase).norms, getattr(eager, phase).norms)
+        assert torch.equal(getattr(trace, phase).mask, getattr(eager, phase).mask)
+
+
+def test_the_compiled_forward_of_generate_is_dropped(tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+
+    def run() -> None:
+        model.generate(
+            input_ids=padded_batch[0], max_new_tokens=4, cache_implementation="static", compile_config=config
+        )
+
+    run()
+    assert "_compiled_call" in model.__dict__
+    with void_ext.patch(model) as handle:
+        assert "_compiled_call" not in model.__dict__
+        run()
+        assert handle.trace.response.norms.shape[1] > 0
+        assert "_compiled_call" in model.__dict__
+    assert "_compiled_call" not in model.__dict__
+    assert "_last_compile_config" not in model.__dict__
+
+
+def _module(model: Any) -> Any:
+    return compiled(model)
+
+
+def _in_place(model: Any) -> Any:
+    model.compile(fullgraph=True, backend="eager")
+    return model
+
+
+def _forward(model: Any) -> Any:
+    model.forward = compiled(model.forward)
+    return model
+
+
+@pytest.mark.parametrize(("family", "way"), [("llama", _module), ("gpt2", _in_place), ("llama", _forward)])
+@torch.no_grad()
+def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any], tiny: Any) -> None:
+    model = tiny(family, layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    expected = model(input_ids=ids).logits
+    forward = way(model)
+    forward(input_ids=ids)
+    if way is _forward:
+        with pytest.raises(void_ext.UnsupportedModelError, match=r"replaced by a compiled one.*del that attribute"):
+            void_ext.patch(model)
+        del model.forward
+    for mode in ("trace", "exit"):  # what one patch compiled is not what another runs
+        if way is _forward:
+            break
+        with void_ext.patch(forward, mode=mode) as handle:
+            before = graphs()
+            actual = forward(input_ids=ids).logits
+            assert graphs() == before + 1
+            assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+            assert mode == "exit" or torch.equal(actual, expected)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert_bits_equal(forward(input_ids=ids).logits, expected)
+    handle = void_ext.patch(model)
+    forward = way(model)
+    assert_bits_equal(forward(input_ids=ids).logits, expected)
+    trace = handle.trace
+    assert trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+    handle.unpatch()
+    assert_bits_equal(forward(input_ids=ids + 1).logits, tiny(family, layers=LAYERS)(input_ids=ids + 1).logits)
+    assert torch.equal(trace.prompt.tokens, ids)  # recorded nothing since
+
+
+@torch.no_grad()
+def test_inside_of_a_function(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    expected = model(input_ids=ids).logits * 2
+
+    def function(ids: Tensor) -> Tensor:
+        return model(input_ids=ids).logits * 2
+
+    with void_ext.patch(model) as handle:
+        assert_bits_equal(torch.compile(function, backend="eager")(ids), expected)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+        handle.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="Compile the patched model itself"):
+            compiled(lambda ids: function(ids))(ids)
+        assert handle.trace is None
+    assert_bits_equal(compiled(lambda ids: function(ids))(ids), expected)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@torch.no_grad()
+def test_parts_are_refused(fullgraph: bool, tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    with void_ext.patch(model) as handle:
+        body = torch.compile(model.model, fullgraph=fullgraph, backend="eager")
+        with pytest.raises(RuntimeError, match=r"LlamaModel was compiled as a part .* Compile the patched model"):
+            body(input_ids=ids)
+        model(input_ids=ids)
+        assert handle.trace is not None
+    model.model.layers[1].compile(backend="eager")
+    with pytest.raises(void_ext.UnsupportedModelError, match=r"layer 1 went through torch\.compile by itself"):
+        void_ext.patch(model)
+
+
+def test_gradients_and_training(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+
+    def gradients(forward: Any) -> list[Tensor]:
+        model.zero_grad()
+        forward(input_ids=ids).logits.square().mean().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    expected = gradients(compiled(model, "aot_eager"))
+    with void_ext.patch(model) as handle:
+        actual = gradients(compiled(model, "aot_eager"))
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+        assert not handle.trace.prompt.norms.requires_grad
+        handle.reset()
+        model.train()
+        gradients(compiled(model))
+        assert handle.trace is None
+        model.eval()
+    assert len(expected) == len(actual) > LAYERS
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_bits_equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_failed_compilation_records_nothing(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise MemoryError("this backend compiles nothing")
+
+    with void_ext.patch(model) as handle:
+        with pytest.raises(Exception, match="compiles nothing"):
+            torch.compile(model, backend=backend)(input_ids=ids)
+        assert handle.trace is None
+        assert handle._recorder.call is None
+        with torch.compiler.set_stance("force_eager"):
+            compiled(model)(input_ids=ids)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+        assert graphs() == 0
+
+
+@torch.no_grad()
+def test_a_wrapper_around_the_model(tiny: Any) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny("llama", layers=LAYERS), peft.LoraConfig(target_modules=["q_proj"])).eval()
+    ids = torch.randint(3, 96, (2, LENGTH))
+    expected = model(input_ids=ids).logits
+    with void_ext.patch(model) as handle:
+        assert_bits_equal(compiled(model)(input_ids=ids).logits, expected)
+        assert handle.trace.prompt.norms.shape == (2, LENGTH, LAYERS + 1)
+        assert "forward" in model.__dict__
+    assert "forward" not in model.__dict__
+
+
+@torch.no_grad()
+def test_copies_of_a_patched_model_compile(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    with void_ext.patch(model) as handle:
+        expected = compiled(model)(input_ids=ids).logits
+        handle.reset()
+        twin = copy.deepcopy(model)
+        assert_bits_equal(compiled(twin)(input_ids=ids).logits, expected)
+        assert handle.trace is None
+
+
+@pytest.mark.slow  # a C++ compiler builds each model's kernels
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_inductor_keeps_float32_and_stays_as_close_in_bfloat16(family: str, tiny: Any) -> None:
+    """An opaque add keeps inductor from fusing it unrounded: bfloat16 differs, but is no further from eager for it."""
+    inputs = [torch.randint(3, 96, (2, 33), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(family, dtype=dtype, layers=3)
+
+        def run(forward: Any) -> Tensor:
+            return torch.cat([forward(input_ids=ids).logits for ids in inputs]).float()
+
+        eager, unpatched = run(model), run(torch.compile(model, fullgraph=True))
+        with void_ext.patch(model) as handle:
+            patched = run(torch.compile(model, fullgraph=True))
+            assert handle.trace.prompt.norms.shape == (2, 33, 4)
+        if dtype == torch.float32:
+            assert_bits_equal(patched, unpatched)
+        else:
+            ours, theirs = ((logits - eager).square().mean().sqrt() for logits in (patched, unpatched))
+            assert 0 < ours <= theirs * (1 + tolerance("compiled", dtype).rtol)

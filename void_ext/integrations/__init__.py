@@ -1,0 +1,1 @@
+"""Other inference engines. Importing this imports none of them."""
