@@ -55,6 +55,7 @@ class Call:
         self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
         self.settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
         self.streams: list[Tensor] | None = None  # of the columns so far, where their norms are taken at the end
+        self.entered: Tensor | None = None  # a copy of what the layer that runs was given, where hooks watch it
         self.last: Tensor | None = None  # what the layer before left, and the version of its content
         self.version = -1
         self.doubtful = False

@@ -23,7 +23,7 @@ from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
 from void_ext.patching.norms import FinalNormForward
 from void_ext.patching.projection import key_form
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorder, Shared
 from void_ext.patching.recording import Recording
 from void_ext.patching.registry import LayerForm, common_form, rms_norm_form
 from void_ext.patching.skip import SkipForward
@@ -159,7 +159,7 @@ def patch(
         model_type=stack.model_type,
         model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
     )
-    handle = Handle(stack, Recorder(recording, skipper), info, fuse, form, why)
+    handle = Handle(stack, Recorder(recording, skipper, Shared()), info, fuse, form, why)
     handle._install()
     return handle
 
@@ -266,20 +266,30 @@ class Handle:
 
     @property
     def trace(self) -> Trace | None:
-        """What was recorded since the last new prompt; None before the first call. Readable after unpatching."""
-        store = self._recorder.store
+        """What was recorded since the last new prompt; None before the first call. Readable after unpatching.
+
+        Threads that share the model have a trace each: this is the one of the thread that asks. A thread that has
+        none (it has not run the model since the patch or :meth:`reset`) is shown the one that any thread began last.
+        """
+        store, _ = self._recorder.latest
         return None if store is None else Trace(store, self._info)
 
     @property
     def counters(self) -> Counters | None:
-        """What was launched and what was skipped, per phase, since the patch; None but in mode ``"skip"``."""
+        """What was launched and what was skipped, per phase, since the patch, by all threads that share the model.
+
+        None but in mode ``"skip"``.
+        """
         skipper = self._recorder.skipper
         return None if skipper is None else skipper.counters
 
     @property
     def plan(self) -> VoidPlan | None:
-        """The plan in force: what the policy decided last, for this model. None but in mode ``"skip"``."""
-        skipper = self._recorder.skipper
+        """The plan in force: what the policy decided last, for this model. None but in mode ``"skip"``.
+
+        That of the thread whose :attr:`trace` this one is shown.
+        """
+        _, skipper = self._recorder.latest
         if skipper is None:
             return None
         plan = skipper.plan
@@ -288,7 +298,7 @@ class Handle:
         return dataclasses.replace(plan, fingerprint=Fingerprint.of(self._stack.model))
 
     def reset(self) -> None:
-        """Forget the current trace; the next call starts a new one."""
+        """Forget the trace of this thread; the next call starts a new one."""
         self._recorder.forget()
 
     def release(self) -> None:
@@ -297,7 +307,7 @@ class Handle:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the tokens of the calls inside as ``"prompt"`` or ``"response"``, whatever they look like."""
+        """Count the tokens of this thread's calls inside as ``"prompt"`` or ``"response"``, whatever they look like."""
         _options.check_choice("phase", name, PHASES)
         before = self._recorder.forced_phase
         self._recorder.force_phase(name)
@@ -400,7 +410,7 @@ class Handle:
         for index, layer in enumerate(self._stack.layers):
             enter = EnterLayer(self._recorder, index)
             self._changes.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index, enter)))
+            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index)))
 
     def _install_generation(self) -> None:
         model, recorder = self._stack.model, self._recorder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,9 @@ class HalfBytes:
         )
 
 
+_COUNTING = threading.Lock()  # threads that share a model share its counters
+
+
 class Skipper:
     """What is skipped in the calls of one patched model: the policy, the plan in force and its schedules."""
 
@@ -72,6 +77,12 @@ class Skipper:
     def __setstate__(self, state: dict[str, Any]) -> None:
         Skipper.__init__(self, **state)
 
+    def twin(self) -> Skipper:
+        """The same for another thread: what a policy keeps of a sequence in its attributes is not shared."""
+        twin = Skipper(copy.copy(self.policy), self.layers, self.weight_bytes, self.costs)
+        twin.counters = self.counters
+        return twin
+
     @property
     def halts(self) -> bool:
         return bool(getattr(self.policy, "halts", False))
@@ -83,7 +94,8 @@ class Skipper:
     def count(self, phase: int) -> PhaseCounters:
         """The counters of a phase; one more call."""
         counters = self.counters.response if phase == RESPONSE else self.counters.prompt
-        counters.calls += 1
+        with _COUNTING:
+            counters.calls += 1
         return counters
 
     def tally(self, call: Call) -> None:
@@ -96,7 +108,8 @@ class Skipper:
         if kept is None or kept[0] is not schedule or kept[1:4] != (call.batch, call.length, call.launched):
             kept = (schedule, call.batch, call.length, call.launched, self._sum(call, schedule))
             self._tallied = kept
-        counters.add(kept[4])
+        with _COUNTING:
+            counters.add(kept[4])
         call.launched = []
 
     def _sum(self, call: Call, schedule: Schedule) -> PhaseCounters:
