@@ -28,7 +28,7 @@ from void_ext.patching.recording import Recording
 from void_ext.patching.registry import LayerForm, common_form, rms_norm_form
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.skipping import HalfBytes, Skipper
-from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
+from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack, refuse_sharded
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
 from void_ext.plan import Fingerprint, VoidPlan
 from void_ext.policies import Policy, StaticPlan
@@ -136,6 +136,8 @@ def patch(
     form, why = common_form(stack.layers)
     if halves and form is None:
         raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
+    if policy is not None:
+        refuse_sharded(model)
     skipper = _skipper(stack, form, why, policy, force, costs) if policy is not None else None
 
     recording = Recording(
@@ -380,7 +382,8 @@ class Handle:
 
     def _install_body(self) -> None:
         body, recorder = self._stack.body, self._recorder
-        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body), with_kwargs=True))
+        fused = None if self._form is None else self._stack.layers[0]
+        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body, fused), with_kwargs=True))
         self._changes.append(body.register_forward_hook(EndCall(recorder), always_call=True))
         if self._stack.final_norm is not None:
             self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
@@ -402,7 +405,8 @@ class Handle:
                 else None,
                 following=following,
             )
-            self._change(layer, "forward", forward)
+            # Inside of accelerate's hooks, where there are any: they bring a layer's input and weights to its device.
+            self._change(layer, "_old_forward" if "forward" in layer.__dict__ else "forward", forward)
         if final is not None and rms_norm_form(final) is not None:
             self._change(final, "forward", FinalNormForward(final, self._recorder))
 

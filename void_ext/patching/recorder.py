@@ -17,7 +17,7 @@ from torch import Tensor
 from void_ext.patching import ledger
 from void_ext.patching.call import Call
 from void_ext.patching.recording import Recording
-from void_ext.patching.schedule import Schedule
+from void_ext.patching.schedule import ALL, Schedule
 from void_ext.patching.skipping import Skipper
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
 
@@ -33,10 +33,18 @@ class Generation:
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     tokens: Tensor | None = None  # what the next forward consumes
     expected: bool = False  # the next forward is generate()'s own
+    wrapped: bool = False  # somebody else prepares its inputs (PEFT puts virtual tokens before the prompt)
     started: bool = False
     first: int = 0  # position where this generation began to write
     length: int = 0  # of the ids when generate() last asked whether to stop
     ended: Tensor | None = None  # [B] bool, rows that generate() was told are done
+
+    def take(self, end: int, mask: Any) -> None:
+        """A forward up to position ``end`` whose inputs somebody else prepared; the first one holds the prompt."""
+        if not self.started:
+            self.offset += end - self.prompt_length
+            self.prompt_length = end
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= end else None
 
     def stop(self, length: int, done: Tensor) -> None:
         """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
@@ -58,6 +66,10 @@ class Shared:
     lengths: weakref.WeakKeyDictionary[Any, tuple[int, int | None]] = field(default_factory=weakref.WeakKeyDictionary)
     newest: tuple[TraceStore, Skipper | None] | None = None
     used: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copying or saving a patched model copies the patch, not what it has recorded.
+        return Shared, ()
 
 
 @dataclass
@@ -82,6 +94,7 @@ class Recorder(threading.local):
     _arguments: dict[str, Any] = field(default_factory=dict)
     _new_trace: bool = False
     _cache: Any = None
+    _rows: int | None = None  # where the keys of that cache were when it was last written to
     _foreign: bool = False
 
     def __post_init__(self) -> None:
@@ -90,8 +103,7 @@ class Recorder(threading.local):
         self.shared.used = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copying or saving a patched model copies the patch, not what it has recorded.
-        return Recorder, (self.recording, self.skipper, Shared())
+        return Recorder, (self.recording, self.skipper, self.shared)
 
     # ---- around a forward ----
 
@@ -107,13 +119,15 @@ class Recorder(threading.local):
         mask = arguments.get("attention_mask")
         generation = self.generation
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
-        self._foreign = generation is not None and not generation.expected
+        self._foreign = generation is not None and not (generation.expected or generation.wrapped)
         if self._foreign:
             self._start = self._length_of(cache)
         else:
             self._place(cache, batch, length)
         if generation is not None and not self._foreign:
             generation.expected = False
+            if generation.wrapped:
+                generation.take(self._start + length, mask)
             if generation.mask is not None and generation.mask.shape[0] == batch:
                 mask = generation.mask
             if ids is None and generation.tokens is not None and generation.tokens.shape == (batch, length):
@@ -123,6 +137,11 @@ class Recorder(threading.local):
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
         schedule = self._schedule(batch, length, cache is not None)
+        if schedule is not None and arguments.get("output_attentions") and set(schedule.attention) != {ALL}:
+            raise ValueError(
+                "output_attentions: expected False where the plan leaves out attentions, got True: there would be no "
+                "entry for layers that do not run. The trace tells which ran; mode='trace' gives all attentions"
+            )
         counters = None
         guarded = schedule is not None or ledger.guard_of(cache) is not None
         if guarded:
@@ -211,6 +230,7 @@ class Recorder(threading.local):
         if cache is not None and _weakly_referable(cache):
             self.shared.lengths[cache] = (start + call.length, _content_version(cache))
             self._cache = weakref.ref(cache)
+            self._rows = _address(cache) if call.batch > 1 else None
 
     # ---- traces ----
 
@@ -250,7 +270,7 @@ class Recorder(threading.local):
 
     def _place(self, cache: Any, batch: int, length: int) -> None:
         generation = self.generation
-        if generation is not None and not generation.started and generation.fresh_cache:
+        if generation is not None and not generation.started and generation.fresh_cache and not generation.wrapped:
             start = 0
         else:
             start = self._length_of(cache)
@@ -259,6 +279,19 @@ class Recorder(threading.local):
         fits = self.store is not None and self.store.batch == batch
         self._start = start
         self._new_trace = not (fits and (going_on or (start > 0 and same_cache)))
+        if batch > 1 and same_cache and not going_on and not self._new_trace and _address(cache) != self._rows:
+            self._rows_moved()
+
+    def _rows_moved(self) -> None:
+        """The caller gave the cache other keys (``reorder_cache``), in an order that nobody told."""
+        assert self.store is not None
+        if self.skipper is not None and self.skipper.by_row:
+            raise ValueError(
+                "past_key_values: its rows may have been moved since the last call (reorder_cache), and "
+                f"{type(self.skipper.policy).__name__} decides for each row; use granularity='batch' or a plan that is "
+                "the same for all rows, or start with a new cache"
+            )
+        self.store.ordered = False
 
     def _length_of(self, cache: Any) -> int:
         """Positions a cache holds. Shapes tell it where they can (and show that it was cropped); else our count."""
@@ -321,6 +354,15 @@ def _content_version(cache: Any) -> int | None:
         keys = getattr(layer, "keys", None)
         if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
             return None if keys.is_inference() else keys._version
+    return None
+
+
+def _address(cache: Any) -> int | None:
+    """Where the first keys of a cache begin. Cropping leaves them there, moving rows does not."""
+    for layer in getattr(cache, "layers", ()):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
+            return None if torch.compiler.is_compiling() else keys.data_ptr()
     return None
 
 

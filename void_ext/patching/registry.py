@@ -1,8 +1,9 @@
 """Which layers may run our fused forward: only those whose own forward is known to mean the same.
 
 Known means: the syntax tree of the class's ``forward``, as installed, hashes to a value listed here. A release that
-changes a forward, a subclass that overrides it, a library that replaced it on the class (Liger) or on the instance
-(accelerate): each falls back to the generic adapter, with the reason in ``handle.describe()``.
+changes a forward, a subclass that overrides it, a library that replaced or wrapped it on the class (Liger) or on the
+instance: each falls back to the generic adapter, with the reason in ``handle.describe()``. accelerate's hooks, which
+keep a layer's own forward as ``_old_forward``, are looked through.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 
@@ -123,7 +126,29 @@ def digest(function: Any) -> str:
 
     Raises OSError or TypeError where the source cannot be had.
     """
-    return _digest(inspect.unwrap(function))
+    return _digest(_unwrapped(function))
+
+
+def _unwrapped(function: Any) -> Any:
+    """What transformers' and torch's own decorators stand around; they leave alone what a forward computes."""
+    while hasattr(function, "__wrapped__"):
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if not file.startswith(_DECORATORS):
+            raise TypeError(f"wrapped in {file or type(function).__name__}")
+        function = function.__wrapped__
+    return function
+
+
+_DECORATORS = tuple(str(Path(module.__file__).parent) for module in (torch, transformers) if module.__file__)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The class's forward where that is what a module runs, accelerate's hooks around it or not; None elsewhere."""
+    own = type(module).forward
+    if "forward" not in module.__dict__:
+        return own
+    inner = module.__dict__.get("_old_forward") if "_hf_hook" in module.__dict__ else None
+    return own if getattr(inner, "__func__", None) is own else None
 
 
 @lru_cache(maxsize=256)
@@ -147,12 +172,13 @@ def digest_of_source(tree: ast.FunctionDef) -> str:
 def layer_form(layer: nn.Module) -> tuple[LayerForm | None, str]:
     """The form of ``layer``'s forward, or None, and the reason in words."""
     name = type(layer).__name__
-    if "forward" in layer.__dict__:
-        return None, f"{name}.forward was replaced on the instance (accelerate hooks do that)"
+    forward = own_forward(layer)
+    if forward is None:
+        return None, f"{name}.forward was replaced on the instance"
     try:
-        found = digest(type(layer).forward)
-    except (OSError, TypeError, SyntaxError):
-        return None, f"the source of {name}.forward is not available"
+        found = digest(forward)
+    except (OSError, TypeError, SyntaxError) as error:
+        return None, f"the source of {name}.forward is not available ({error})"
     form = LAYER_FORWARDS.get(found)
     if form is None:
         return None, f"{name}.forward ({found}) is not one of the forwards known"

@@ -57,7 +57,7 @@ class SkipForward(FusedForward):
             if call.halted is not None:
                 on = call.rows_on(index, stream.device)
                 assert on is not None
-                call.judge(index, on[0])
+                call.judge(on[0])
         return stream
 
     def _partly(self, call: Call, schedule: Schedule, attention: int, stream: Tensor, kwargs: dict[str, Any]) -> Tensor:

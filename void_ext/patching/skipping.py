@@ -36,7 +36,7 @@ class HalfBytes:
     @classmethod
     def of(cls, layer: nn.Module, form: LayerForm, keys: KeyForm) -> HalfBytes:
         def size(*modules: nn.Module) -> int:
-            return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+            return sum(_weight_bytes(part) for module in modules for part in module.modules())
 
         def named(*names: str | None) -> list[nn.Module]:
             return [getattr(layer, name) for name in names if name is not None]
@@ -47,6 +47,15 @@ class HalfBytes:
             project=size(*named(form.input_norm), *keys.parts(attention)),
             mlp=size(*named(form.mlp, form.post_norm, *form.mlp_after)),
         )
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    """Of a module itself, without its children. Quantised linears keep weights in buffers, or show them on request."""
+    held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    shown: Any = getattr(module, "weight", None)
+    if isinstance(getattr(module, "in_features", None), int) and callable(shown):
+        held.append(shown())
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 _COUNTING = threading.Lock()  # threads that share a model share its counters

@@ -54,6 +54,7 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
     _refuse_compiled(model)
+    _refuse_replicas(model)
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         raise TypeError(
@@ -77,6 +78,26 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     _refuse_bidirectional(inner, layers, label)
     _refuse_recurrent(body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Mode ``"skip"`` cannot have weights that several processes hold parts of: each of them decides for itself."""
+    for module in model.modules():
+        names = {base.__name__ for base in type(module).__mro__}
+        if names & {"FullyShardedDataParallel", "FSDPModule"}:
+            raise UnsupportedModelError(
+                f"mode: 'skip' does not support weights sharded by FSDP ({type(module).__name__}): what one process "
+                "skips, others wait for; mode='trace' works, and 'skip' with a whole copy of the model per process"
+            )
+
+
+def _refuse_replicas(model: nn.Module) -> None:
+    devices = getattr(model, "device_ids", None) if isinstance(model, nn.DataParallel) else None
+    if devices is not None and len(devices) > 1:
+        raise UnsupportedModelError(
+            f"model: nn.DataParallel copies it to {len(devices)} devices for every call, and copies do not record; use "
+            "one device, a process per device (DistributedDataParallel), or from_pretrained(device_map='auto')"
+        )
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -114,9 +135,11 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
 
 def _is_stack(module: nn.ModuleList) -> bool:
     # A decoder layer has linears inside; a list of norms or of embeddings of the same length has not.
+    # A quantised linear may keep its weight in buffers (GPTQ), or where no tensor shows (torch's own int8).
     def holds_weights(layer: nn.Module) -> bool:
-        matrices = sum(parameter.dim() >= 2 for parameter in layer.parameters())
-        return matrices >= 2 and any(True for _ in layer.children())
+        matrices = sum(tensor.dim() >= 2 for tensor in (*layer.parameters(), *layer.buffers()))
+        linears = sum(isinstance(getattr(part, "in_features", None), int) for part in layer.modules())
+        return max(matrices, linears) >= 2 and any(True for _ in layer.children())
 
     return all(holds_weights(layer) for layer in module)
 
