@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
+from void_ext.patching.ledger import cache_in
 from void_ext.patching.recorder import Generation, Recorder
 
 
@@ -47,7 +48,7 @@ class TracedGenerate(_Method):
                 "moves rows between beams unseen; use granularity='batch', or num_beams=1"
             )
         finished = False
-        recorder.recount(kwargs.get("past_key_values"))
+        recorder.recount(cache_in(kwargs))
         recorder.generation = generation
         try:
             output = self.__wrapped__(*args, **kwargs)
@@ -148,7 +149,7 @@ class _Settings:
             )
         return Generation(
             prompt_length=self.prompt_length(),
-            fresh_cache=self.kwargs.get("past_key_values") is None,
+            fresh_cache=cache_in(self.kwargs) is None,
             beams=int(beams) > 1,
             wrapped=wrapped,
             offset=self.prompt_length() - self.ids_length(),

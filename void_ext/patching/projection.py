@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from void_ext.patching.ledger import cache_in
 from void_ext.patching.registry import digest, own_forward
 
 
@@ -101,7 +102,7 @@ def key_form(attention: nn.Module) -> tuple[KeyForm | None, str]:
 
 def project(form: KeyForm, attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
     """The K and V of a layer that does not run, into the cache that its arguments name."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     if cache is None:
         return
     keys, values = _packed(attention, normed) if form.packed else (attention.k_proj(normed), attention.v_proj(normed))

@@ -114,8 +114,8 @@ class Recorder(threading.local):
         if given is None:
             raise RuntimeError("void_ext: the model was called with neither input_ids nor inputs_embeds")
         batch, length = given.shape[:2]
-        # gpt_neox calls its cache layer_past inside, but every body takes it as past_key_values.
-        cache = arguments.get("past_key_values")
+        # gpt_neox calls its cache layer_past inside, but its body does not.
+        cache = ledger.cache_in(arguments)
         mask = arguments.get("attention_mask")
         generation = self.generation
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
@@ -341,8 +341,8 @@ def _on_the_host(cache: Any) -> bool:
 
 
 def _cache_of(output: Any) -> Any:
-    if isinstance(output, dict) or hasattr(output, "past_key_values"):
-        return getattr(output, "past_key_values", None)
+    if isinstance(output, dict):
+        return ledger.cache_in(output)
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
     return None

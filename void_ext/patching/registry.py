@@ -9,6 +9,7 @@ keep a layer's own forward as ``_old_forward``, are looked through.
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import inspect
 import textwrap
@@ -161,12 +162,34 @@ def _digest(function: Any) -> str:
 
 def digest_of_source(tree: ast.FunctionDef) -> str:
     """:func:`digest` of a function that was parsed and not imported."""
+    if any(argument.arg == "cache" for argument in tree.args.args):
+        tree = _Renamed().visit(copy.deepcopy(tree))
     body = tree.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
     names = [argument.arg for argument in tree.args.args] + [tree.args.kwarg.arg if tree.args.kwarg else ""]
     text = ",".join(names) + "\n" + "\n".join(ast.unparse(statement) for statement in body)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Renamed(ast.NodeTransformer):
+    """Undoes what transformers 5.24 changed in most forwards: the cache is called ``cache``, and gets the rest of the
+    forward's arguments, of which the caches that we know read nothing."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = "past_key_values" if node.arg == "cache" else node.arg
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        node.id = "past_key_values" if node.id == "cache" else node.id
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "update":
+            node.keywords = [word for word in node.keywords if word.arg != "kwargs"]
+        for word in node.keywords:
+            word.arg = "past_key_values" if word.arg == "cache" else word.arg
+        return self.generic_visit(node)
 
 
 def layer_form(layer: nn.Module) -> tuple[LayerForm | None, str]:

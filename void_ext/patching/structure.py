@@ -11,9 +11,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 #: model types whose layers hand on something else than one vector per input token
 _OTHER_STREAMS = {
-    "deepseek_v4": "several streams per token (hyper-connections)",
-    "hy_v4": "several streams per token (hyper-connections)",
+    **dict.fromkeys(
+        ("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), "several streams per token (hyper-connections)"
+    ),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "several streams per token (alternating updates)"),
     "prophetnet": "a stream for each n-gram ahead beside the tokens'",
+    "cpmant": "the vectors of a learned prompt before the tokens'",
+    **dict.fromkeys(("musicgen_decoder", "musicgen_melody_decoder"), "one vector for the tokens of several codebooks"),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "a draft made with the keys and values of another model"
+    ),
+    "reformer": "two streams, which each layer's halves add to in turn (reversible layers)",
 }
 
 
@@ -76,7 +84,7 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     name, layers = _find_layers(inner, label)
     body = inner.get_submodule(name.rpartition(".")[0])
     _refuse_bidirectional(inner, layers, label)
-    _refuse_recurrent(body, label)
+    _refuse_recurrent(inner, body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
 
 
@@ -114,11 +122,12 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int) or count < 1:
         raise UnsupportedModelError(f"model: {label} states no num_hidden_layers; expected a stack of decoder layers")
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _is_stack(module)
-    ]
+    found = _stacks(model, count)
+    fewer = getattr(config, "num_layers", None)
+    if not found and isinstance(
+        fewer, int
+    ):  # longcat_flash counts two attentions a layer, each with a slot in the cache
+        found = _stacks(model, fewer)
     if not found:
         raise UnsupportedModelError(
             f"model: no list of {count} decoder layers was found in {label}; expected a decoder-only causal language "
@@ -131,6 +140,14 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
         )
     name, stack = found[0]
     return name, tuple(stack)
+
+
+def _stacks(model: nn.Module, count: int) -> list[tuple[str, nn.ModuleList]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and _is_stack(module)
+    ]
 
 
 def _is_stack(module: nn.ModuleList) -> bool:
@@ -171,13 +188,20 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         )
 
 
-def _refuse_recurrent(body: nn.Module, label: str) -> None:
+#: kinds of layers in a configuration whose state does not grow with the tokens
+_RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
+
+
+def _refuse_recurrent(model: PreTrainedModel, body: nn.Module, label: str) -> None:
     names = inspect.signature(type(body).forward).parameters
     state = next((name for name in ("cache_params", "state", "mems") if name in names), None)
-    if state is None and "use_cache" in names and "past_key_values" not in names:
+    if state is None and "use_cache" in names and not {"past_key_values", "cache"} & names.keys():
         state = "a state of its own"
+    if "cache" in names:  # transformers 5.24: one name for states and for keys and values
+        kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+        state = "a state of its own" if kinds and set(kinds) <= _RECURRENT else state
     if state is not None:
         raise UnsupportedModelError(
-            f"model: {label} carries {state} from call to call instead of a KV cache (past_key_values), so positions "
+            f"model: {label} carries {state} from call to call instead of a KV cache, so positions "
             "cannot be counted; expected an attention model"
         )
