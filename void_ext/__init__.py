@@ -20,7 +20,15 @@ if TYPE_CHECKING:
         scatter_rows,
         void_mask,
     )
-    from void_ext.patching import AlreadyPatchedError, CacheHoleError, Handle, UnsupportedModelError, patch, unpatch
+    from void_ext.patching import (
+        AlreadyPatchedError,
+        CacheHoleError,
+        Handle,
+        UnsupportedModelError,
+        handle_of,
+        patch,
+        unpatch,
+    )
     from void_ext.plan import Action, PhasePlan, VoidPlan
     from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan, StaticPlan
     from void_ext.trace import PhaseTrace, Trace
@@ -54,6 +62,7 @@ _MODULE_OF = {
     "default_costs": "void_ext.dispatch",
     "exit_select": "void_ext.ops",
     "gather_rows": "void_ext.ops",
+    "handle_of": "void_ext.patching",
     "keep_rows": "void_ext.ops",
     "patch": "void_ext.patching",
     "row_l2norm": "void_ext.ops",
@@ -89,6 +98,7 @@ __all__ = [
     "default_costs",
     "exit_select",
     "gather_rows",
+    "handle_of",
     "keep_rows",
     "patch",
     "row_l2norm",

@@ -168,13 +168,20 @@ def patch(
 
 def unpatch(model: nn.Module) -> None:
     """Put ``model`` back exactly as :func:`patch` found it. Raises ValueError where it is not patched."""
+    handle_of(model).unpatch()
+
+
+def handle_of(model: nn.Module) -> Handle:
+    """The handle of a patched model: of a copy (``copy.deepcopy``, ``torch.load``), say, which has one of its own.
+
+    Raises TypeError for what is no module, ValueError where it is not patched.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a patched model, got {type(model).__name__}")
     for module in model.modules():
-        handle = module.__dict__.get(_MARK)
+        handle: Handle | None = module.__dict__.get(_MARK)
         if handle is not None:
-            handle.unpatch()
-            return
+            return handle
     raise ValueError(f"model: {type(model).__name__} is not patched; expected a model given to void_ext.patch")
 
 

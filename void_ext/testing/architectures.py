@@ -72,7 +72,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 16},
-    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), {"text_config": _DRAFT}),
+    "gemma4_assistant": {"text_config": _DRAFT},
+    "gemma4_unified_assistant": {"text_config": _DRAFT},
     "gemma3n_text": {
         **{"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_kv_shared_layers": 0},
         **{"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0, 0.0]},
