@@ -63,6 +63,7 @@ ATTENTION_FORWARDS: dict[str, KeyForm] = {
     "e2c02bad13bc4f71": _PLAIN,  # seed_oss
     "aeb13b50bc15fc99": _PLAIN,  # starcoder2
     "6343c8cf66c96662": _PLAIN,  # ministral3
+    "3e0775ae03209ecf": _PLAIN,  # ministral3 in 5.24
     "efa24e8ee5ce1211": _PLAIN,  # bitnet
     "8d4b6e0d654f3bc0": _PLAIN,  # diffllama
     "f875f63ad6e3fddc": _PLAIN,  # gpt_oss

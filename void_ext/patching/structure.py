@@ -9,19 +9,23 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-#: model types whose layers hand on something else than one vector per input token
+#: model type -> what its layers do instead of handing on one vector per input token, each in its turn
 _OTHER_STREAMS = {
     **dict.fromkeys(
-        ("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), "several streams per token (hyper-connections)"
+        ("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"),
+        "hand on several streams per token (hyper-connections)",
     ),
-    **dict.fromkeys(("gemma3n", "gemma3n_text"), "several streams per token (alternating updates)"),
-    "prophetnet": "a stream for each n-gram ahead beside the tokens'",
-    "cpmant": "the vectors of a learned prompt before the tokens'",
-    **dict.fromkeys(("musicgen_decoder", "musicgen_melody_decoder"), "one vector for the tokens of several codebooks"),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "hand on several streams per token (alternating updates)"),
+    "prophetnet": "hand on a stream for each n-gram ahead beside the tokens'",
+    "cpmant": "hand on the vectors of a learned prompt before the tokens'",
     **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"), "a draft made with the keys and values of another model"
+        ("musicgen_decoder", "musicgen_melody_decoder"), "hand on one vector for the tokens of several codebooks"
     ),
-    "reformer": "two streams, which each layer's halves add to in turn (reversible layers)",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "draft with the keys and values of another model"
+    ),
+    "reformer": "add to two streams in turn (reversible layers)",
+    **dict.fromkeys(("dory", "inkling2_loop", "inkling2_loop_text"), "run several times in one forward (loops)"),
 }
 
 
@@ -78,8 +82,8 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     other = _OTHER_STREAMS.get(getattr(inner.config, "model_type", ""))
     if other is not None:
         raise UnsupportedModelError(
-            f"model: the layers of {label} hand on {other}; expected one residual stream, a vector per input token. "
-            "No mode supports it"
+            f"model: the layers of {label} {other}; expected one residual stream, a vector per input token, and each "
+            "layer once. No mode supports it"
         )
     name, layers = _find_layers(inner, label)
     body = inner.get_submodule(name.rpartition(".")[0])
@@ -177,9 +181,8 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         for module in layer.modules()
         if isinstance(getattr(module, "is_causal", None), bool)
     ]
-    encoder = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        model.config, "is_decoder", False
-    )
+    known = (*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation")
+    encoder = model.config.model_type in known and not getattr(model.config, "is_decoder", False)
     # Cross-attention inside a decoder layer is not causal; a layer with no causal attention at all is an encoder's.
     if not any(flags) and (flags or encoder or not model.can_generate()):
         raise UnsupportedModelError(
@@ -199,7 +202,8 @@ def _refuse_recurrent(model: PreTrainedModel, body: nn.Module, label: str) -> No
         state = "a state of its own"
     if "cache" in names:  # transformers 5.24: one name for states and for keys and values
         kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
-        state = "a state of its own" if kinds and set(kinds) <= _RECURRENT else state
+        recurrent = set(kinds) <= _RECURRENT if kinds else getattr(model, "_is_stateful", False)
+        state = "a state of its own" if recurrent else state
     if state is not None:
         raise UnsupportedModelError(
             f"model: {label} carries {state} from call to call instead of a KV cache, so positions "

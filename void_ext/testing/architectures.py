@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 LAYERS = 3
 VOCABULARY = 96
-PARAMETERS = 20_000_000  # more than that is not small
+PARAMETERS = 40_000_000  # more than that is not small
 
 #: what a configuration calls its sizes, and how small they get
 SMALL: dict[str, Any] = {
@@ -57,6 +57,7 @@ _DRAFT = {
 
 #: configurations whose sizes hang together in their own way
 SETTINGS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "num_local_experts": 4},
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "cohere_compass_text": {
@@ -69,8 +70,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cpmant": {"dim_head": 8, "prompt_length": 4},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
-        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 16},
     "gemma4_assistant": {"text_config": _DRAFT},
     "gemma4_unified_assistant": {"text_config": _DRAFT},
@@ -131,7 +133,10 @@ def architectures() -> dict[str, tuple[type, type]]:
 
 def small_settings(config_class: Any) -> dict[str, Any]:
     """The sizes among :data:`SMALL` that a configuration has, and those of the configurations inside it."""
-    default = config_class()
+    try:
+        default = config_class()
+    except ValueError:  # not valid without settings of its own
+        default = config_class(**SETTINGS.get(config_class.model_type, {}))
     settings = {name: value for name, value in SMALL.items() if name in default.to_dict()}
     names = set(getattr(config_class, "attribute_map", {}))
     settings = {name: value for name, value in settings.items() if name not in names}
