@@ -53,10 +53,10 @@ def replicate(model: Any) -> Any:
 SHARDS = (shard_whole, shard_layers, shard_original, shard_fully)
 
 
-def refused(call: Callable[[], Any]) -> bool:
+def refused(call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
     """Whether it raises what mode ``"skip"`` says of sharded weights."""
     try:
-        call()
+        call(*args, **kwargs)
     except void_ext.UnsupportedModelError as error:
         return "sharded by FSDP" in str(error)
     return False
@@ -90,12 +90,12 @@ def main(rank: int, world: int, meeting: str) -> None:
                 model(input_ids=ids)
             assert handle.counters.prompt.layers_skipped == 1
             continue
-        assert refused(lambda model=model: void_ext.patch(model, mode="skip", plan=plan)), make.__name__
+        assert refused(void_ext.patch, model, mode="skip", plan=plan), make.__name__
         model = build_tiny("llama")
         handle = void_ext.patch(model, mode="skip", plan=plan)
         model = make(model)
         # A wrapper around all of it is not seen from inside; it gathers everything before the first layer.
-        assert refused(lambda model=model: model(input_ids=ids)) is (make is not shard_whole), make.__name__
+        assert refused(model, input_ids=ids) is (make is not shard_whole), make.__name__
     dist.destroy_process_group()
     print("done")
 

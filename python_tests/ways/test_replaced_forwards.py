@@ -233,7 +233,7 @@ def test_use_kernels(when: str, tiny: Any, greedy: Any) -> None:
         pytest.skip("this transformers has no set_use_kernels")
     handle = void_ext.patch(model) if when == "after" else None
     if not is_kernels_available():
-        with pytest.raises((ImportError, ValueError), match="[Kk]ernels"):
+        with pytest.raises((ImportError, ValueError), match=r"[Kk]ernels"):
             model.set_use_kernels(True)
         return
     model.set_use_kernels(True)
