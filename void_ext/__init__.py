@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DivergenceError,
         Handle,
         UnsupportedModelError,
+        handle_of,
         patch,
         unpatch,
     )
@@ -65,6 +66,7 @@ _MODULE_OF = {
     "default_costs": "void_ext.dispatch",
     "exit_select": "void_ext.ops",
     "gather_rows": "void_ext.ops",
+    "handle_of": "void_ext.patching",
     "keep_rows": "void_ext.ops",
     "patch": "void_ext.patching",
     "row_l2norm": "void_ext.ops",
@@ -102,6 +104,7 @@ __all__ = [
     "default_costs",
     "exit_select",
     "gather_rows",
+    "handle_of",
     "keep_rows",
     "patch",
     "row_l2norm",

@@ -8,11 +8,13 @@ import pytest
 
 from void_ext.testing import architectures
 
-#: the paper's families, fused weights, experts, two norms more, layers of other shapes, refusals
+#: the paper's families, fused weights, experts, two norms more, layers of other shapes, latent attention, states beside
+#: keys and values, refusals
 SOME = (
     *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
     *("MixtralForCausalLM", "Gemma2ForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "OPTForCausalLM"),
     *("BloomForCausalLM", "FalconForCausalLM", "MambaForCausalLM", "DeepseekV4ForCausalLM", "ProphetNetForCausalLM"),
+    *("DeepseekV3ForCausalLM", "JambaForCausalLM", "LongcatFlashForCausalLM", "Gemma3nForCausalLM"),
 )
 
 

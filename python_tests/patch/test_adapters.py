@@ -111,6 +111,22 @@ def test_digest_ignores_what_does_not_matter() -> None:
     assert len({registry.digest(f) for f in (one, three, four)}) == 3
 
 
+def test_digest_sees_through_a_renamed_cache() -> None:
+    """transformers 5.24 calls ``past_key_values`` ``cache``, and gives it more arguments; nothing else may differ."""
+
+    def before(self, x, past_key_values=None, **kwargs):  # type: ignore[no-untyped-def]
+        return past_key_values.update(x, x, self.index), self.inner(x, past_key_values=past_key_values)
+
+    def after(self, x, cache=None, **kwargs):  # type: ignore[no-untyped-def]
+        return cache.update(x, x, self.index, kwargs=kwargs), self.inner(x, cache=cache)
+
+    def other(self, x, cache=None, **kwargs):  # type: ignore[no-untyped-def]
+        return cache.update(x, x, self.index, kwargs=kwargs), self.inner(x, cache=None)
+
+    assert registry.digest(before) == registry.digest(after)
+    assert registry.digest(before) != registry.digest(other)
+
+
 def test_installed_families_are_known(tiny: Any) -> None:
     """The registry knows the transformers that is installed; a new release that changes a forward shows here first."""
     for family in FUSED:

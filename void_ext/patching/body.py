@@ -10,13 +10,16 @@ from torch._dynamo.eval_frame import skip_code
 
 from void_ext.patching.compiled import CompiledCall, refuse_inside
 from void_ext.patching.recorder import Recorder
+from void_ext.patching.structure import refuse_sharded
 
 
 class BeginCall:
     """Pre-hook on the body. Inactive while training: nothing is recorded and layers run their own forward."""
 
-    def __init__(self, recorder: Recorder, body: nn.Module):
+    def __init__(self, recorder: Recorder, body: nn.Module, fused: nn.Module | None = None):
         self.recorder = recorder
+        self.fused = fused  # a layer whose forward is replaced by ours
+        self.own = None if fused is None else type(fused).forward
         self.names = tuple(inspect.signature(type(body).forward).parameters)[1:]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -27,8 +30,19 @@ class BeginCall:
         if active:
             refuse_inside(module)
         self.recorder.abandon()
+        if self.fused is not None and type(self.fused).forward is not self.own:
+            raise RuntimeError(
+                f"void_ext: {type(self.fused).__name__}.forward was replaced on its class since this model was patched "
+                "(Liger does that), and would not be called; call void_ext.unpatch(model) and patch it again"
+            )
         if active:
-            self.recorder.begin({**dict(zip(self.names, args, strict=False)), **kwargs})
+            arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+            if self.recorder.skipper is not None:
+                if arguments.get("output_attentions") is None:
+                    arguments["output_attentions"] = getattr(module.config, "output_attentions", False)
+                if self.recorder.store is None:
+                    refuse_sharded(module)
+            self.recorder.begin(arguments)
 
 
 skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away

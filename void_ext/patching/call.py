@@ -54,6 +54,7 @@ class Call:
         self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
         self.settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
         self.streams: list[Tensor] | None = None  # of the columns so far, where their norms are taken at the end
+        self.entered: Tensor | None = None  # a copy of what the layer that runs was given, where hooks watch it
         self.last: Tensor | None = None  # what the layer before left, and the version of its content
         self.version = -1
         self.doubtful = False
@@ -66,6 +67,7 @@ class Call:
         self._halting = skipper.policy if skipper is not None and skipper.halts and schedule is not None else None
         self.halting = self._halting is not None
         self._executed: list[Tensor] = []  # one [rows] bool a layer, where halting
+        self._verdict: Tensor | None = None  # rows that ran the last layer, of which some may halt there
         self._unwritten: list[int] = []  # columns of norms left to be copied from the one before
         self._inference = False  # inference tensors have no version
         self._tables = tables
@@ -118,11 +120,16 @@ class Call:
         attention, mlp = self.schedule.masks(device, self.batch, self.length)
         return attention[index], mlp[index]
 
-    def judge(self, index: int, on: Tensor) -> None:
-        """Layer ``index`` ran for the rows that are on; see which rows halt there."""
+    def judge(self, on: Tensor) -> None:
+        """The last layer ran for the rows that are on. Which of them halt there is seen once its hooks have run."""
+        self._executed.append(on)
+        self._verdict = on
+
+    def _halt(self, index: int) -> None:
+        """See which rows halt at layer ``index``, whose norm is settled."""
+        self._verdict = None
         assert self.halted is not None
         assert self._halting is not None
-        self._executed.append(on)
         executed = torch.stack(self._executed, 1)
         norms = self.norms[: self.batch * self.length, : index + 2]
         self.halted = self._halting.step(
@@ -150,6 +157,8 @@ class Call:
             self.tap(self.norms, self.next, stream)
             if self._unwritten and self._unwritten[-1] == self.next:
                 self._unwritten.pop()
+        if self._verdict is not None:
+            self._halt(self.next - 1)
         self.last = None
         self.settled = stream
         if self.exit is not None:
@@ -284,9 +293,10 @@ class Call:
         self.plain = torch.is_grad_enabled() or not self.native
 
     def _move(self, stream: Tensor) -> None:
-        if self.exit is not None:
+        if self.exit is not None or self.halted is not None:
+            what = "mode='exit'" if self.exit is not None else "HaltPlan, which decides inside of a forward,"
             raise RuntimeError(
-                f"void_ext: mode='exit' needs all layers on one device; layer {self.next} runs on {stream.device} and "
+                f"void_ext: {what} needs all layers on one device; layer {self.next} runs on {stream.device} and "
                 f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
             )
         self._use(stream.device, stream.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
+from void_ext.patching.ledger import cache_in
 from void_ext.patching.recorder import Generation, Recorder
 
 
@@ -48,7 +49,7 @@ class TracedGenerate(_Method):
                 "moves rows between beams unseen; use granularity='batch', or num_beams=1"
             )
         finished = False
-        recorder.recount(kwargs.get("past_key_values"))
+        recorder.recount(cache_in(kwargs))
         recorder.generation = generation
         try:
             output = self.__wrapped__(*args, **kwargs)
@@ -66,7 +67,7 @@ class WatchedInputs(_Method):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         generation = self.recorder.generation
-        if generation is not None and not self.recorder.paused:
+        if generation is not None and not generation.wrapped and not self.recorder.paused:
             mask = kwargs.get("attention_mask")
             generation.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
             generation.expected = True
@@ -151,10 +152,17 @@ class _Settings:
 
     def generation(self) -> Generation:
         beams = self.get("num_beams") or 1
+        wrapped = not isinstance(self.model.prepare_inputs_for_generation, WatchedInputs)
+        if wrapped and self.get("prefill_chunk_size"):
+            raise ValueError(
+                "prefill_chunk_size: expected None where another library prepares the inputs of generate() (PEFT's "
+                f"prompt learning), got {self.get('prefill_chunk_size')!r}: its first forward tells the prompt's end"
+            )
         return Generation(
             prompt_length=self.prompt_length(),
-            fresh_cache=self.kwargs.get("past_key_values") is None,
+            fresh_cache=cache_in(self.kwargs) is None,
             beams=int(beams) > 1,
+            wrapped=wrapped,
             offset=self.prompt_length() - self.ids_length(),
         )
 

@@ -15,10 +15,6 @@ class EnterLayer:
     def __init__(self, recorder: Recorder, index: int):
         self.recorder = recorder
         self.index = index
-        self.entered: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"recorder": self.recorder, "index": self.index, "entered": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.recorder.call
@@ -32,16 +28,15 @@ class EnterLayer:
             )
         call.enter(self.index, stream)
         # Some layers add in place: what is compared later must be a copy.
-        self.entered = stream.detach().clone() if call.updates is not None else None
+        call.entered = stream.detach().clone() if call.updates is not None else None
 
 
 class LeaveLayer:
     """Hook: takes the norm of what a layer returns, tensor or tuple."""
 
-    def __init__(self, recorder: Recorder, index: int, enter: EnterLayer):
+    def __init__(self, recorder: Recorder, index: int):
         self.recorder = recorder
         self.index = index
-        self.enter = enter
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self.recorder.call
@@ -49,5 +44,5 @@ class LeaveLayer:
             return
         stream = output[0] if isinstance(output, (tuple, list)) else output
         call.tap(call.norms, self.index + 1, stream)
-        call.leave(self.index, stream, self.enter.entered, doubtful=len(module._forward_hooks) > 1)
-        self.enter.entered = None
+        call.leave(self.index, stream, call.entered, doubtful=len(module._forward_hooks) > 1)
+        call.entered = None

@@ -26,12 +26,12 @@ from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
 from void_ext.patching.norms import FinalNormForward
 from void_ext.patching.projection import key_form
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorder, Shared
 from void_ext.patching.recording import Recording
 from void_ext.patching.registry import LayerForm, common_form, rms_norm_form
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.skipping import HalfBytes, Skipper
-from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack
+from void_ext.patching.structure import DecoderStack, UnsupportedModelError, find_decoder_stack, refuse_sharded
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
 from void_ext.plan import Fingerprint, VoidPlan
 from void_ext.policies import Policy, StaticPlan
@@ -139,6 +139,8 @@ def patch(
     form, why = common_form(stack.layers)
     if halves and form is None:
         raise UnsupportedModelError(f"halves: expected a model with a fused forward; {why}")
+    if policy is not None:
+        refuse_sharded(model)
     skipper = _skipper(stack, form, why, policy, force, costs) if policy is not None else None
 
     recording = Recording(
@@ -163,20 +165,27 @@ def patch(
         model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
     )
     outermost = model._orig_mod if isinstance(model, OptimizedModule) else model
-    handle = Handle(stack, outermost, Recorder(recording, skipper), info, fuse, form, why)
+    handle = Handle(stack, outermost, Recorder(recording, skipper, Shared()), info, fuse, form, why)
     handle._install()
     return handle
 
 
 def unpatch(model: nn.Module) -> None:
     """Put ``model`` back exactly as :func:`patch` found it. Raises ValueError where it is not patched."""
+    handle_of(model).unpatch()
+
+
+def handle_of(model: nn.Module) -> Handle:
+    """The handle of a patched model: of a copy (``copy.deepcopy``, ``torch.load``), say, which has one of its own.
+
+    Raises TypeError for what is no module, ValueError where it is not patched.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a patched model, got {type(model).__name__}")
     for module in model.modules():
-        handle = module.__dict__.get(_MARK)
+        handle: Handle | None = module.__dict__.get(_MARK)
         if handle is not None:
-            handle.unpatch()
-            return
+            return handle
     raise ValueError(f"model: {type(model).__name__} is not patched; expected a model given to void_ext.patch")
 
 
@@ -272,20 +281,30 @@ class Handle:
 
     @property
     def trace(self) -> Trace | None:
-        """What was recorded since the last new prompt; None before the first call. Readable after unpatching."""
-        store = self._recorder.store
+        """What was recorded since the last new prompt; None before the first call. Readable after unpatching.
+
+        Threads that share the model have a trace each: this is the one of the thread that asks. A thread that has
+        none (it has not run the model since the patch or :meth:`reset`) is shown the one that any thread began last.
+        """
+        store, _ = self._recorder.latest
         return None if store is None else Trace(store, self._info)
 
     @property
     def counters(self) -> Counters | None:
-        """What was launched and what was skipped, per phase, since the patch; None but in mode ``"skip"``."""
+        """What was launched and what was skipped, per phase, since the patch, by all threads that share the model.
+
+        None but in mode ``"skip"``.
+        """
         skipper = self._recorder.skipper
         return None if skipper is None else skipper.counters
 
     @property
     def plan(self) -> VoidPlan | None:
-        """The plan in force: what the policy decided last, for this model. None but in mode ``"skip"``."""
-        skipper = self._recorder.skipper
+        """The plan in force: what the policy decided last, for this model. None but in mode ``"skip"``.
+
+        That of the thread whose :attr:`trace` this one is shown.
+        """
+        _, skipper = self._recorder.latest
         if skipper is None:
             return None
         plan = skipper.plan
@@ -294,7 +313,7 @@ class Handle:
         return dataclasses.replace(plan, fingerprint=Fingerprint.of(self._stack.model))
 
     def reset(self) -> None:
-        """Forget the current trace; the next call starts a new one."""
+        """Forget the trace of this thread; the next call starts a new one."""
         self._recorder.forget()
 
     def release(self) -> None:
@@ -303,7 +322,7 @@ class Handle:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the tokens of the calls inside as ``"prompt"`` or ``"response"``, whatever they look like."""
+        """Count the tokens of this thread's calls inside as ``"prompt"`` or ``"response"``, whatever they look like."""
         _options.check_choice("phase", name, PHASES)
         before = self._recorder.forced_phase
         self._recorder.force_phase(name)
@@ -377,7 +396,8 @@ class Handle:
 
     def _install_body(self) -> None:
         body, recorder = self._stack.body, self._recorder
-        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body), with_kwargs=True))
+        fused = None if self._form is None else self._stack.layers[0]
+        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body, fused), with_kwargs=True))
         self._changes.append(body.register_forward_hook(EndCall(recorder), always_call=True))
         if self._stack.final_norm is not None:
             self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
@@ -399,7 +419,8 @@ class Handle:
                 else None,
                 following=following,
             )
-            self._change(layer, "forward", forward)
+            # Inside of accelerate's hooks, where there are any: they bring a layer's input and weights to its device.
+            self._change(layer, "_old_forward" if "forward" in layer.__dict__ else "forward", forward)
         if final is not None and rms_norm_form(final) is not None:
             self._change(final, "forward", FinalNormForward(final, self._recorder))
 
@@ -407,7 +428,7 @@ class Handle:
         for index, layer in enumerate(self._stack.layers):
             enter = EnterLayer(self._recorder, index)
             self._changes.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index, enter)))
+            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index)))
 
     def _install_compiled(self) -> None:
         stack, recorder = self._stack, self._recorder

@@ -21,6 +21,7 @@ class NormAfterAdd:
     def __init__(self, norm: nn.Module, form: NormForm):
         self.norm: Any = norm
         self.form = form
+        self.forward = type(norm).forward
 
     @classmethod
     def of(cls, norm: nn.Module | None) -> NormAfterAdd | None:
@@ -30,7 +31,11 @@ class NormAfterAdd:
 
     @property
     def hooked(self) -> bool:
-        return bool(self.norm._forward_hooks or self.norm._forward_pre_hooks)
+        """Whether somebody watches the module, or has replaced its forward since (Liger, kernels from the hub)."""
+        norm = self.norm
+        if norm._forward_hooks or norm._forward_pre_hooks or "forward" in norm.__dict__:
+            return True
+        return type(norm).forward is not self.forward
 
     def fits(self, call: Call, residual: Tensor, update: Tensor) -> bool:
         weight = self.norm.weight

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from void_ext.patching.registry import digest
+from void_ext.patching.ledger import cache_in
+from void_ext.patching.registry import digest, own_forward
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ ATTENTION_FORWARDS: dict[str, KeyForm] = {
     "e2c02bad13bc4f71": _PLAIN,  # seed_oss
     "aeb13b50bc15fc99": _PLAIN,  # starcoder2
     "6343c8cf66c96662": _PLAIN,  # ministral3
+    "3e0775ae03209ecf": _PLAIN,  # ministral3 in 5.24
     "efa24e8ee5ce1211": _PLAIN,  # bitnet
     "8d4b6e0d654f3bc0": _PLAIN,  # diffllama
     "f875f63ad6e3fddc": _PLAIN,  # gpt_oss
@@ -86,12 +88,13 @@ ATTENTION_FORWARDS: dict[str, KeyForm] = {
 def key_form(attention: nn.Module) -> tuple[KeyForm | None, str]:
     """How the K and V of an attention can be made without the rest of it, or None, and the reason in words."""
     name = type(attention).__name__
-    if "forward" in attention.__dict__:
+    forward = own_forward(attention)
+    if forward is None:
         return None, f"{name}.forward was replaced on the instance"
     try:
-        found = digest(type(attention).forward)
-    except (OSError, TypeError, SyntaxError):
-        return None, f"the source of {name}.forward is not available"
+        found = digest(forward)
+    except (OSError, TypeError, SyntaxError) as error:
+        return None, f"the source of {name}.forward is not available ({error})"
     form = ATTENTION_FORWARDS.get(found)
     if form is None or _rotary_of(type(attention)) is None:
         return None, f"{name}.forward ({found}) is not one of the attention forwards known"
@@ -100,7 +103,7 @@ def key_form(attention: nn.Module) -> tuple[KeyForm | None, str]:
 
 def project(form: KeyForm, attention: Any, normed: Tensor, kwargs: dict[str, Any]) -> None:
     """The K and V of a layer that does not run, into the cache that its arguments name."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     if cache is None:
         return
     keys, values = _packed(attention, normed) if form.packed else (attention.k_proj(normed), attention.v_proj(normed))
@@ -126,7 +129,10 @@ def project(form: KeyForm, attention: Any, normed: Tensor, kwargs: dict[str, Any
         cos, sin = embeddings
         rotate = _rotary_of(type(attention))
         assert rotate is not None
-        _, keys = rotate(keys[:, :0], keys, cos, sin)  # no queries: none are needed
+        # No queries are needed. A kernel that stands in for the function (Liger's) may not take none, and may write to
+        # what it is given.
+        known = str(getattr(rotate, "__module__", "")).startswith("transformers.")
+        _, keys = rotate(keys[:, :0] if known else keys.clone(), keys, cos, sin)
         if extra:
             extra.update(sin=sin, cos=cos)
     if norm is not None and form.norm_at == "rotated":

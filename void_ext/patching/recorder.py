@@ -1,11 +1,12 @@
 """What happens around a forward of a patched model: where its rows belong, and their way into the trace.
 
 The body's hooks open and close a `Call`; closing appends its table to the trace. Positions, phases and cache lengths
-are counted here, on the host: nothing asks the device.
+are counted here, on the host: nothing asks the device. Threads that share a model have a call and a trace each.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor
 from void_ext.patching import ledger
 from void_ext.patching.call import Call
 from void_ext.patching.recording import Recording
-from void_ext.patching.schedule import Schedule
+from void_ext.patching.schedule import ALL, Schedule
 from void_ext.patching.skipping import Skipper
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
 
@@ -34,10 +35,18 @@ class Generation:
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     tokens: Tensor | None = None  # what the next forward consumes
     expected: bool = False  # the next forward is generate()'s own
+    wrapped: bool = False  # somebody else prepares its inputs (PEFT puts virtual tokens before the prompt)
     started: bool = False
     first: int = 0  # position where this generation began to write
     length: int = 0  # of the ids when generate() last asked whether to stop
     ended: Tensor | None = None  # [B] bool, rows that generate() was told are done
+
+    def take(self, end: int, mask: Any) -> None:
+        """A forward up to position ``end`` whose inputs somebody else prepared; the first one holds the prompt."""
+        if not self.started:
+            self.offset += end - self.prompt_length
+            self.prompt_length = end
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= end else None
 
     def stop(self, length: int, done: Tensor) -> None:
         """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
@@ -47,11 +56,35 @@ class Generation:
 
 
 @dataclass
-class Recorder:
-    """Keeps the current call, the current trace and how long each cache is."""
+class Shared:
+    """What the threads that use one patched model have in common.
+
+    Attributes:
+        lengths: of each cache: its length, and the version of its content when it had that length.
+        newest: the trace that was begun last, in whichever thread, and what skipped there.
+        used: a thread has a recorder already.
+    """
+
+    lengths: weakref.WeakKeyDictionary[Any, tuple[int, int | None]] = field(default_factory=weakref.WeakKeyDictionary)
+    newest: tuple[TraceStore, Skipper | None] | None = None
+    used: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copying or saving a patched model copies the patch, not what it has recorded.
+        return Shared, ()
+
+
+@dataclass
+class Recorder(threading.local):
+    """Keeps the current call, the current trace and how long each cache is.
+
+    Every attribute is the running thread's own: a thread that uses it for the first time runs ``__init__`` with the
+    same arguments. (Reading one takes 30 ns more than from a plain object: a microsecond in a decode step.)
+    """
 
     recording: Recording
-    skipper: Skipper | None = None  # mode "skip" only
+    skipper: Skipper | None  # mode "skip" only
+    shared: Shared
     call: Call | None = None
     store: TraceStore | None = None
     generation: Generation | None = None
@@ -63,16 +96,16 @@ class Recorder:
     _arguments: dict[str, Any] = field(default_factory=dict)
     _new_trace: bool = False
     _cache: Any = None
+    _rows: int | None = None  # where the keys of that cache were when it was last written to
     _foreign: bool = False
-    # of each cache: its length, and the version of its content when it had that length
-    _lengths: weakref.WeakKeyDictionary[Any, tuple[int, int | None]] = field(default_factory=weakref.WeakKeyDictionary)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Copying or saving a patched model copies the patch, not what it has recorded.
-        return {"recording": self.recording, "skipper": self.skipper}
+    def __post_init__(self) -> None:
+        if self.shared.used and self.skipper is not None:
+            self.skipper = self.skipper.twin()
+        self.shared.used = True
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Recorder.__init__(self, state["recording"], state["skipper"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recorder, (self.recording, self.skipper, self.shared)
 
     # ---- around a forward ----
 
@@ -85,18 +118,20 @@ class Recorder:
         if given is None:
             raise RuntimeError("void_ext: the model was called with neither input_ids nor inputs_embeds")
         batch, length = given.shape[:2]
-        # gpt_neox calls its cache layer_past inside, but every body takes it as past_key_values.
-        cache = arguments.get("past_key_values")
+        # gpt_neox calls its cache layer_past inside, but its body does not.
+        cache = ledger.cache_in(arguments)
         mask = arguments.get("attention_mask")
         generation = self.generation
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
-        self._foreign = generation is not None and not generation.expected
+        self._foreign = generation is not None and not (generation.expected or generation.wrapped)
         if self._foreign:
             self._start = self._length_of(cache)
         else:
             self._place(cache, batch, length)
         if generation is not None and not self._foreign:
             generation.expected = False
+            if generation.wrapped:
+                generation.take(self._start + length, mask)
             if generation.mask is not None and generation.mask.shape[0] == batch:
                 mask = generation.mask
             if ids is None and generation.tokens is not None and generation.tokens.shape == (batch, length):
@@ -106,6 +141,11 @@ class Recorder:
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
         schedule = self._schedule(batch, length, cache is not None)
+        if schedule is not None and arguments.get("output_attentions") and set(schedule.attention) != {ALL}:
+            raise ValueError(
+                "output_attentions: expected False where the plan leaves out attentions, got True: there would be no "
+                "entry for layers that do not run. The trace tells which ran; mode='trace' gives all attentions"
+            )
         if kind.compiled and self.skipper is not None and schedule is not None:
             self.skipper.check_compiled(schedule)
         counters = None
@@ -177,6 +217,7 @@ class Recorder:
                 halves=recording.halves,
                 executed=recording.skips,
             )
+            self.shared.newest = (self.store, self.skipper)
             self._cache = None
         if generation is not None and not generation.started:
             self.store.begin_generation(generation.prompt_length, generation.mask)
@@ -195,16 +236,22 @@ class Recorder:
         )
         self._calls += 1
         if cache is not None and _weakly_referable(cache):
-            self._lengths[cache] = (start + call.length, _content_version(cache))
+            self.shared.lengths[cache] = (start + call.length, _content_version(cache))
             self._cache = weakref.ref(cache)
+            self._rows = _address(cache) if call.batch > 1 else None
 
     # ---- traces ----
 
+    @property
+    def latest(self) -> tuple[TraceStore | None, Skipper | None]:
+        """The trace of this thread, and what skips in it; where it has none, of whichever thread began one last."""
+        return self.shared.newest or (None, self.skipper) if self.store is None else (self.store, self.skipper)
+
     def forget(self) -> None:
         """Drop the current trace and what was counted; the next forward starts a new one."""
-        self.store = None
+        self.store = self.shared.newest = None
         self._cache = None
-        self._lengths.clear()
+        self.shared.lengths.clear()
 
     def release(self) -> None:
         """Forget, and free the tables kept for the next call."""
@@ -227,11 +274,11 @@ class Recorder:
     def recount(self, cache: Any) -> None:
         """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
         if cache is not None and _weakly_referable(cache):
-            self._lengths.pop(cache, None)
+            self.shared.lengths.pop(cache, None)
 
     def _place(self, cache: Any, batch: int, length: int) -> None:
         generation = self.generation
-        if generation is not None and not generation.started and generation.fresh_cache:
+        if generation is not None and not generation.started and generation.fresh_cache and not generation.wrapped:
             start = 0
         else:
             start = self._length_of(cache)
@@ -240,6 +287,19 @@ class Recorder:
         fits = self.store is not None and self.store.batch == batch
         self._start = start
         self._new_trace = not (fits and (going_on or (start > 0 and same_cache)))
+        if batch > 1 and same_cache and not going_on and not self._new_trace and _address(cache) != self._rows:
+            self._rows_moved()
+
+    def _rows_moved(self) -> None:
+        """The caller gave the cache other keys (``reorder_cache``), in an order that nobody told."""
+        assert self.store is not None
+        if self.skipper is not None and self.skipper.by_row:
+            raise ValueError(
+                "past_key_values: its rows may have been moved since the last call (reorder_cache), and "
+                f"{type(self.skipper.policy).__name__} decides for each row; use granularity='batch' or a plan that is "
+                "the same for all rows, or start with a new cache"
+            )
+        self.store.ordered = False
 
     def _length_of(self, cache: Any) -> int:
         """Positions a cache holds. Shapes tell it where they can (and show that it was cropped); else our count."""
@@ -247,9 +307,9 @@ class Recorder:
             return 0
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        if getattr(cache, "is_compileable", False) and cache in self._lengths:
+        if getattr(cache, "is_compileable", False) and cache in self.shared.lengths:
             # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
-            length, version = self._lengths[cache]
+            length, version = self.shared.lengths[cache]
             unseen = version is None and _on_the_host(cache)  # inference tensors do not tell of writes: asking is cheap
             if version == _content_version(cache) and not unseen:
                 return length
@@ -289,8 +349,8 @@ def _on_the_host(cache: Any) -> bool:
 
 
 def _cache_of(output: Any) -> Any:
-    if isinstance(output, dict) or hasattr(output, "past_key_values"):
-        return getattr(output, "past_key_values", None)
+    if isinstance(output, dict):
+        return ledger.cache_in(output)
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
     return None
@@ -302,6 +362,15 @@ def _content_version(cache: Any) -> int | None:
         keys = getattr(layer, "keys", None)
         if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
             return None if keys.is_inference() else keys._version
+    return None
+
+
+def _address(cache: Any) -> int | None:
+    """Where the first keys of a cache begin. Cropping leaves them there, moving rows does not."""
+    for layer in getattr(cache, "layers", ()):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
+            return None if torch.compiler.is_compiling() else keys.data_ptr()
     return None
 
 

@@ -1,22 +1,26 @@
 """Which layers may run our fused forward: only those whose own forward is known to mean the same.
 
 Known means: the syntax tree of the class's ``forward``, as installed, hashes to a value listed here. A release that
-changes a forward, a subclass that overrides it, a library that replaced it on the class (Liger) or on the instance
-(accelerate): each falls back to the generic adapter, with the reason in ``handle.describe()``.
+changes a forward, a subclass that overrides it, a library that replaced or wrapped it on the class (Liger) or on the
+instance: each falls back to the generic adapter, with the reason in ``handle.describe()``. accelerate's hooks, which
+keep a layer's own forward as ``_old_forward``, are looked through.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import inspect
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 
@@ -123,7 +127,29 @@ def digest(function: Any) -> str:
 
     Raises OSError or TypeError where the source cannot be had.
     """
-    return _digest(inspect.unwrap(function))
+    return _digest(_unwrapped(function))
+
+
+def _unwrapped(function: Any) -> Any:
+    """What transformers' and torch's own decorators stand around; they leave alone what a forward computes."""
+    while hasattr(function, "__wrapped__"):
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if not file.startswith(_DECORATORS):
+            raise TypeError(f"wrapped in {file or type(function).__name__}")
+        function = function.__wrapped__
+    return function
+
+
+_DECORATORS = tuple(str(Path(module.__file__).parent) for module in (torch, transformers) if module.__file__)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The class's forward where that is what a module runs, accelerate's hooks around it or not; None elsewhere."""
+    own = type(module).forward
+    if "forward" not in module.__dict__:
+        return own
+    inner = module.__dict__.get("_old_forward") if "_hf_hook" in module.__dict__ else None
+    return own if getattr(inner, "__func__", None) is own else None
 
 
 @lru_cache(maxsize=256)
@@ -136,6 +162,8 @@ def _digest(function: Any) -> str:
 
 def digest_of_source(tree: ast.FunctionDef) -> str:
     """:func:`digest` of a function that was parsed and not imported."""
+    if any(argument.arg == "cache" for argument in tree.args.args):
+        tree = _Renamed().visit(copy.deepcopy(tree))
     body = tree.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
@@ -144,15 +172,36 @@ def digest_of_source(tree: ast.FunctionDef) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class _Renamed(ast.NodeTransformer):
+    """Undoes what transformers 5.24 changed in most forwards: the cache is called ``cache``, and gets the rest of the
+    forward's arguments, of which the caches that we know read nothing."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = "past_key_values" if node.arg == "cache" else node.arg
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        node.id = "past_key_values" if node.id == "cache" else node.id
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "update":
+            node.keywords = [word for word in node.keywords if word.arg != "kwargs"]
+        for word in node.keywords:
+            word.arg = "past_key_values" if word.arg == "cache" else word.arg
+        return self.generic_visit(node)
+
+
 def layer_form(layer: nn.Module) -> tuple[LayerForm | None, str]:
     """The form of ``layer``'s forward, or None, and the reason in words."""
     name = type(layer).__name__
-    if "forward" in layer.__dict__:
-        return None, f"{name}.forward was replaced on the instance (accelerate hooks do that)"
+    forward = own_forward(layer)
+    if forward is None:
+        return None, f"{name}.forward was replaced on the instance"
     try:
-        found = digest(type(layer).forward)
-    except (OSError, TypeError, SyntaxError):
-        return None, f"the source of {name}.forward is not available"
+        found = digest(forward)
+    except (OSError, TypeError, SyntaxError) as error:
+        return None, f"the source of {name}.forward is not available ({error})"
     form = LAYER_FORWARDS.get(found)
     if form is None:
         return None, f"{name}.forward ({found}) is not one of the forwards known"

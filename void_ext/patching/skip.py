@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from void_ext.dispatch import run_rows
 from void_ext.patching.call import Call
 from void_ext.patching.fused import FusedForward, add_and_norm
+from void_ext.patching.ledger import cache_in
 from void_ext.patching.norms import NormAfterAdd, same_kind
 from void_ext.patching.projection import key_form, project
 from void_ext.patching.recorder import Recorder
@@ -42,7 +43,7 @@ class SkipForward(FusedForward):
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
         kwargs = self.complete(args, kwargs)
-        if attention == PROJECT and kwargs.get("past_key_values") is None:
+        if attention == PROJECT and cache_in(kwargs) is None:
             attention = NONE  # nobody to keep K and V for
         if attention == NONE and mlp == NONE:
             call.launched.append((index, NONE, NONE, 0))
@@ -58,7 +59,7 @@ class SkipForward(FusedForward):
             if call.halted is not None:
                 on = call.rows_on(index, stream.device)
                 assert on is not None
-                call.judge(index, on[0])
+                call.judge(on[0])
         return stream
 
     def _partly(self, call: Call, schedule: Schedule, attention: int, stream: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ class HalfBytes:
     @classmethod
     def of(cls, layer: nn.Module, form: LayerForm, keys: KeyForm) -> HalfBytes:
         def size(*modules: nn.Module) -> int:
-            return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+            return sum(_weight_bytes(part) for module in modules for part in module.modules())
 
         def named(*names: str | None) -> list[nn.Module]:
             return [getattr(layer, name) for name in names if name is not None]
@@ -46,6 +48,18 @@ class HalfBytes:
             project=size(*named(form.input_norm), *keys.parts(attention)),
             mlp=size(*named(form.mlp, form.post_norm, *form.mlp_after)),
         )
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    """Of a module itself, without its children. Quantised linears keep weights in buffers, or show them on request."""
+    held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    shown: Any = getattr(module, "weight", None)
+    if isinstance(getattr(module, "in_features", None), int) and callable(shown):
+        held.append(shown())
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+_COUNTING = threading.Lock()  # threads that share a model share its counters
 
 
 class Skipper:
@@ -80,6 +94,12 @@ class Skipper:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Skipper.__init__(self, **state)
+
+    def twin(self) -> Skipper:
+        """The same for another thread: what a policy keeps of a sequence in its attributes is not shared."""
+        twin = Skipper(copy.copy(self.policy), self.layers, self.weight_bytes, self.costs)
+        twin.counters = self.counters
+        return twin
 
     @property
     def halts(self) -> bool:
@@ -118,7 +138,8 @@ class Skipper:
     def count(self, phase: int) -> PhaseCounters:
         """The counters of a phase; one more call."""
         counters = self.counters.response if phase == RESPONSE else self.counters.prompt
-        counters.calls += 1
+        with _COUNTING:
+            counters.calls += 1
         return counters
 
     def tally(self, call: Call) -> None:
@@ -131,7 +152,8 @@ class Skipper:
         if kept is None or kept[0] is not schedule or kept[1:4] != (call.batch, call.length, call.launched):
             kept = (schedule, call.batch, call.length, call.launched, self._sum(call, schedule))
             self._tallied = kept
-        counters.add(kept[4])
+        with _COUNTING:
+            counters.add(kept[4])
         call.launched = []
 
     def _sum(self, call: Call, schedule: Schedule) -> PhaseCounters:

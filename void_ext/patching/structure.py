@@ -9,11 +9,23 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-#: model types whose layers hand on something else than one vector per input token
+#: model type -> what its layers do instead of handing on one vector per input token, each in its turn
 _OTHER_STREAMS = {
-    "deepseek_v4": "several streams per token (hyper-connections)",
-    "hy_v4": "several streams per token (hyper-connections)",
-    "prophetnet": "a stream for each n-gram ahead beside the tokens'",
+    **dict.fromkeys(
+        ("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"),
+        "hand on several streams per token (hyper-connections)",
+    ),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "hand on several streams per token (alternating updates)"),
+    "prophetnet": "hand on a stream for each n-gram ahead beside the tokens'",
+    "cpmant": "hand on the vectors of a learned prompt before the tokens'",
+    **dict.fromkeys(
+        ("musicgen_decoder", "musicgen_melody_decoder"), "hand on one vector for the tokens of several codebooks"
+    ),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "draft with the keys and values of another model"
+    ),
+    "reformer": "add to two streams in turn (reversible layers)",
+    **dict.fromkeys(("dory", "inkling2_loop", "inkling2_loop_text"), "run several times in one forward (loops)"),
 }
 
 
@@ -53,6 +65,7 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
+    _refuse_replicas(model)
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         raise TypeError(
@@ -67,16 +80,36 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
     other = _OTHER_STREAMS.get(getattr(inner.config, "model_type", ""))
     if other is not None:
         raise UnsupportedModelError(
-            f"model: the layers of {label} hand on {other}; expected one residual stream, a vector per input token. "
-            "No mode supports it"
+            f"model: the layers of {label} {other}; expected one residual stream, a vector per input token, and each "
+            "layer once. No mode supports it"
         )
     name, layers = _find_layers(inner, label)
     path = name.rpartition(".")[0]
     body = inner.get_submodule(path)
     _refuse_compiled({label: inner, path: body, **{f"layer {index}": layer for index, layer in enumerate(layers)}})
     _refuse_bidirectional(inner, layers, label)
-    _refuse_recurrent(body, label)
+    _refuse_recurrent(inner, body, label)
     return DecoderStack(inner, body, layers, _find_final_norm(body, name.rpartition(".")[2]), name)
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Mode ``"skip"`` cannot have weights that several processes hold parts of: each of them decides for itself."""
+    for module in model.modules():
+        names = {base.__name__ for base in type(module).__mro__}
+        if names & {"FullyShardedDataParallel", "FSDPModule"}:
+            raise UnsupportedModelError(
+                f"mode: 'skip' does not support weights sharded by FSDP ({type(module).__name__}): what one process "
+                "skips, others wait for; mode='trace' works, and 'skip' with a whole copy of the model per process"
+            )
+
+
+def _refuse_replicas(model: nn.Module) -> None:
+    devices = getattr(model, "device_ids", None) if isinstance(model, nn.DataParallel) else None
+    if devices is not None and len(devices) > 1:
+        raise UnsupportedModelError(
+            f"model: nn.DataParallel copies it to {len(devices)} devices for every call, and copies do not record; use "
+            "one device, a process per device (DistributedDataParallel), or from_pretrained(device_map='auto')"
+        )
 
 
 def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
@@ -102,11 +135,12 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int) or count < 1:
         raise UnsupportedModelError(f"model: {label} states no num_hidden_layers; expected a stack of decoder layers")
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _is_stack(module)
-    ]
+    found = _stacks(model, count)
+    fewer = getattr(config, "num_layers", None)
+    if not found and isinstance(
+        fewer, int
+    ):  # longcat_flash counts two attentions a layer, each with a slot in the cache
+        found = _stacks(model, fewer)
     if not found:
         raise UnsupportedModelError(
             f"model: no list of {count} decoder layers was found in {label}; expected a decoder-only causal language "
@@ -121,11 +155,21 @@ def _find_layers(model: PreTrainedModel, label: str) -> tuple[str, tuple[nn.Modu
     return name, tuple(stack)
 
 
+def _stacks(model: nn.Module, count: int) -> list[tuple[str, nn.ModuleList]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and _is_stack(module)
+    ]
+
+
 def _is_stack(module: nn.ModuleList) -> bool:
     # A decoder layer has linears inside; a list of norms or of embeddings of the same length has not.
+    # A quantised linear may keep its weight in buffers (GPTQ), or where no tensor shows (torch's own int8).
     def holds_weights(layer: nn.Module) -> bool:
-        matrices = sum(parameter.dim() >= 2 for parameter in layer.parameters())
-        return matrices >= 2 and any(True for _ in layer.children())
+        matrices = sum(tensor.dim() >= 2 for tensor in (*layer.parameters(), *layer.buffers()))
+        linears = sum(isinstance(getattr(part, "in_features", None), int) for part in layer.modules())
+        return max(matrices, linears) >= 2 and any(True for _ in layer.children())
 
     return all(holds_weights(layer) for layer in module)
 
@@ -146,9 +190,8 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         for module in layer.modules()
         if isinstance(getattr(module, "is_causal", None), bool)
     ]
-    encoder = model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        model.config, "is_decoder", False
-    )
+    known = (*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation")
+    encoder = model.config.model_type in known and not getattr(model.config, "is_decoder", False)
     # Cross-attention inside a decoder layer is not causal; a layer with no causal attention at all is an encoder's.
     if not any(flags) and (flags or encoder or not model.can_generate()):
         raise UnsupportedModelError(
@@ -157,13 +200,21 @@ def _refuse_bidirectional(model: PreTrainedModel, layers: tuple[nn.Module, ...],
         )
 
 
-def _refuse_recurrent(body: nn.Module, label: str) -> None:
+#: kinds of layers in a configuration whose state does not grow with the tokens
+_RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
+
+
+def _refuse_recurrent(model: PreTrainedModel, body: nn.Module, label: str) -> None:
     names = inspect.signature(type(body).forward).parameters
     state = next((name for name in ("cache_params", "state", "mems") if name in names), None)
-    if state is None and "use_cache" in names and "past_key_values" not in names:
+    if state is None and "use_cache" in names and not {"past_key_values", "cache"} & names.keys():
         state = "a state of its own"
+    if "cache" in names:  # transformers 5.24: one name for states and for keys and values
+        kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+        recurrent = set(kinds) <= _RECURRENT if kinds else getattr(model, "_is_stateful", False)
+        state = "a state of its own" if recurrent else state
     if state is not None:
         raise UnsupportedModelError(
-            f"model: {label} carries {state} from call to call instead of a KV cache (past_key_values), so positions "
+            f"model: {label} carries {state} from call to call instead of a KV cache, so positions "
             "cannot be counted; expected an attention model"
         )

@@ -12,7 +12,8 @@ class Undo(Protocol):
 class InstanceAttribute:
     """Sets ``name`` on one instance; ``remove`` restores the instance's own value, or its absence.
 
-    Where somebody else has replaced our value since, theirs stays: what it wraps is inert once unpatched.
+    Where somebody else has replaced our value since, theirs stays: what it wraps is inert once unpatched. accelerate
+    moves a ``forward`` to ``_old_forward`` and back: ours gives way to the class's own there, as it would have it.
 
     Works on the instance's ``__dict__``, so that neither a class nor torch's module bookkeeping is touched.
     """
@@ -27,6 +28,9 @@ class InstanceAttribute:
 
     def remove(self) -> None:
         if self._owner.__dict__.get(self._name) is not self._value:
+            for name in ("forward", "_old_forward"):
+                if self._owner.__dict__.get(name) is self._value:
+                    self._owner.__dict__[name] = type(self._owner).forward.__get__(self._owner)
             return
         if self._had:
             self._owner.__dict__[self._name] = self._before

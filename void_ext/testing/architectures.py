@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 import sys
 import warnings
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 LAYERS = 3
 VOCABULARY = 96
-PARAMETERS = 20_000_000  # more than that is not small
+PARAMETERS = 40_000_000  # more than that is not small
 
 #: what a configuration calls its sizes, and how small they get
 SMALL: dict[str, Any] = {
@@ -40,14 +41,71 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_selected_experts"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim"), 8),
-    **dict.fromkeys(("rotary_dim",), 8),
+    **dict.fromkeys(("rotary_dim", "hidden_size_per_layer_input", "mamba_d_state", "router_hidden_size"), 8),
+    **dict.fromkeys(("vocab_size_per_layer_input",), VOCABULARY),
     **dict.fromkeys(("pad_token_id",), 0),
     **dict.fromkeys(("bos_token_id",), 1),
     **dict.fromkeys(("eos_token_id",), 2),
 }
 
+_DRAFT = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8},
+    **{"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "use_double_wide_mlp": False},
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+
 #: configurations whose sizes hang together in their own way
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "num_local_experts": 4},
+    "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16},
+    "blt": {"encoder_hash_byte_group_vocab": 100},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+            "full_attention": None,
+        },
+    },
+    "cpmant": {"dim_head": 8, "prompt_length": 4},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 16},
+    "gemma4_assistant": {"text_config": _DRAFT},
+    "gemma4_unified_assistant": {"text_config": _DRAFT},
+    "gemma3n_text": {
+        **{"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_kv_shared_layers": 0},
+        **{"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0, 0.0]},
+    },
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "mamba_d_head": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "kimi_linear": {"num_experts_per_tok": 2, "num_experts_per_token": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "longcat_flash": {"expert_ffn_hidden_size": 32, "zero_expert_num": 2},
+    "mamba2": {"head_dim": 16, "n_groups": 1, "state_size": 8},
+    "qwen4_exp_text": {
+        **{"indexer_budget": 8, "indexer_compress_ratio": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1},
+        **{"indexer_head_dim": 8},
+    },
+    "reformer": {
+        **{"is_decoder": True, "attn_layers": ["local", "local", "local"], "attention_head_size": 8},
+        **{"axial_pos_embds": False, "local_attn_chunk_length": 4, "feed_forward_size": 64},
+    },
+    "xlm": {"emb_dim": 32, "n_langs": 1},
+    "zamba": {
+        **{"num_hidden_layers": 6, "layer_types": ["mamba", "hybrid"] * 3, "use_mamba_kernels": False},
+        **{"num_key_value_heads": 4, "attention_hidden_size": 64, "attention_head_dim": 16},
+    },
+    "zamba2": {
+        **{"layers_block_type": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 4, "num_key_value_heads": 4},
+        **{"attention_hidden_size": 64, "attention_head_dim": 16},
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +133,10 @@ def architectures() -> dict[str, tuple[type, type]]:
 
 def small_settings(config_class: Any) -> dict[str, Any]:
     """The sizes among :data:`SMALL` that a configuration has, and those of the configurations inside it."""
-    default = config_class()
+    try:
+        default = config_class()
+    except ValueError:  # not valid without settings of its own
+        default = config_class(**SETTINGS.get(config_class.model_type, {}))
     settings = {name: value for name, value in SMALL.items() if name in default.to_dict()}
     names = set(getattr(config_class, "attribute_map", {}))
     settings = {name: value for name, value in settings.items() if name not in names}
@@ -83,14 +144,23 @@ def small_settings(config_class: Any) -> dict[str, Any]:
         inner = getattr(default, name, None)
         if inner is not None and type(inner).__name__ != "PreTrainedConfig":
             settings[name] = small_settings(type(inner))
+    if "kv_lora_rank" in settings and "num_key_value_heads" in settings:  # latent attention makes keys for every head
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
     types = getattr(default, "layer_types", None)
-    if isinstance(types, (list, tuple)) and types:
+    name = getattr(config_class, "attribute_map", {}).get("layer_types", "layer_types")
+    given = not isinstance(
+        getattr(config_class, name, None), property
+    )  # what follows from other settings cannot be set
+    if isinstance(types, (list, tuple)) and types and given:
         rarest_first = list(dict.fromkeys(types))
         settings["layer_types"] = [rarest_first[index % len(rarest_first)] for index in range(LAYERS)]
     return {**settings, **SETTINGS.get(default.model_type, {})}
 
 
 def build(config_class: Any, model_class: Any) -> nn.Module:
+    inner = getattr(model_class, "config_class", None)
+    if inner in (getattr(config_class, "sub_configs", None) or {}).values():  # the text part of a multimodal model
+        config_class = inner
     config = config_class(**small_settings(config_class))
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -123,11 +193,12 @@ def forwards(model: Any, ids: Tensor, padded: Tensor | None = None) -> list[Tens
     """Logits of a prompt and of two tokens after it through the cache it gave; of a left-padded batch."""
     out = model(input_ids=ids[:, :5], use_cache=True)
     logits = [out.logits]
-    cache = getattr(out, "past_key_values", None)
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache = getattr(out, name, None)
     if cache is not None:
         for position in (5, 6):
-            out = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
-            cache = getattr(out, "past_key_values", cache)
+            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **{name: cache})
+            cache = getattr(out, name, cache)
             logits.append(out.logits)
     if padded is not None:
         logits.append(model(input_ids=ids, attention_mask=padded).logits)

@@ -1,0 +1,87 @@
+"""Beam search moves rows between beams unseen: tokens stay right, and the trace says that its rows are in no order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import void_ext
+from void_ext import Action, PhasePlan, PromptPlan, VoidPlan
+
+BEAMS = {"num_beams": 3, "num_return_sequences": 2}
+
+
+@pytest.mark.parametrize(("family", "cache"), [("llama", None), ("llama", "static"), ("gpt2", None)])
+def test_traced(family: str, cache: str | None, tiny: Any, greedy: Any, padded_batch: Any) -> None:
+    model = tiny(family)
+    expected = greedy(model, cache_implementation=cache, **BEAMS)
+    with void_ext.patch(model) as handle:
+        assert torch.equal(greedy(model, cache_implementation=cache, **BEAMS), expected)
+        trace = handle.trace
+        assert trace is not None
+        assert not trace.ordered
+        # Rows of the prompt are still where they were: three beams of each.
+        assert torch.equal(trace.prompt.tokens, padded_batch[0].repeat_interleave(3, 0))
+        assert torch.equal(trace.prompt.mask, padded_batch[1].bool().repeat_interleave(3, 0))
+        assert trace.response.norms.shape == (9, 5, 7)
+        greedy(model)
+        assert handle.trace is not None
+        assert handle.trace.ordered
+
+
+def test_skipped_with_one_plan_for_all(tiny: Any, greedy: Any) -> None:
+    model, lacking = tiny("llama"), tiny("llama")
+    lacking.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(lacking.model.layers) if index != 2)
+    for index, layer in enumerate(lacking.model.layers):
+        layer.self_attn.layer_idx = index
+    lacking.config.num_hidden_layers = 5
+    expected = greedy(lacking, **BEAMS)
+    with void_ext.patch(model, mode="skip", plan=VoidPlan.from_layers(model, skip=[2])) as handle:
+        assert torch.equal(greedy(model, **BEAMS), expected)
+    assert not handle.trace.ordered
+    assert not handle.trace.response.executed[..., 2].any()
+
+
+def test_rows_that_differ_are_refused(tiny: Any, greedy: Any) -> None:
+    model = tiny("llama")
+    run, off = (Action.RUN,) * 6, (Action.RUN, Action.PROJECT) + (Action.RUN,) * 4
+    rows = PhasePlan((run, off, run), (run,) * 3)
+    for options in ({"plan": VoidPlan(rows, rows)}, {"policy": PromptPlan()}):
+        with void_ext.patch(model, mode="skip", **options) as handle:
+            with pytest.raises(ValueError, match="beam search moves rows"):
+                greedy(model, **BEAMS)
+            assert handle.trace is None
+    with void_ext.patch(model, mode="skip", policy=PromptPlan(granularity="batch")):
+        greedy(model, **BEAMS)
+
+
+@torch.no_grad()
+def test_rows_moved_by_hand(tiny: Any, padded_batch: Any) -> None:
+    """A loop of one's own with ``cache.reorder_cache``: what cannot be followed is said, or refused."""
+    model = tiny("llama")
+    ids = padded_batch[0]
+
+    def steps(move: bool, crop: bool) -> list[torch.Tensor]:
+        cache = model(ids, use_cache=True).past_key_values
+        logits = [model(ids[:, :1], past_key_values=cache).logits]
+        if crop:
+            cache.crop(-1)
+        if move:
+            cache.reorder_cache(torch.tensor([2, 0, 0]))
+        return [*logits, model(ids[:, 1:2], past_key_values=cache).logits]
+
+    for move in (False, True):
+        for crop in (False, True):
+            expected = steps(move, crop)
+            with void_ext.patch(model) as handle:
+                assert all(map(torch.equal, steps(move, crop), expected))
+            assert handle.trace.ordered is not move
+    with void_ext.patch(model, mode="skip", plan=VoidPlan.from_layers(model, skip=[2])) as handle:
+        steps(True, False)
+        assert not handle.trace.ordered
+    with void_ext.patch(model, mode="skip", policy=PromptPlan()) as handle:
+        steps(False, True)
+        with pytest.raises(ValueError, match=r"may have been moved .* PromptPlan decides for each row"):
+            steps(True, False)

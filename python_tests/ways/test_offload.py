@@ -1,0 +1,139 @@
+"""accelerate's device maps: weights on the CPU and on disk, brought to a layer by hooks around its forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import void_ext
+
+accelerate = pytest.importorskip("accelerate")
+hooks = pytest.importorskip("accelerate.hooks")
+
+
+def on_disk(*layers: int) -> dict[str, str]:
+    parts = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    return {
+        **dict.fromkeys(parts, "cpu"),
+        **{f"model.layers.{i}": "disk" if i in layers else "cpu" for i in range(6)},
+    }
+
+
+def spread(model: Any, folder: Any) -> Any:
+    return accelerate.dispatch_model(
+        model, device_map=on_disk(1, 2, 4), main_device="cpu", offload_dir=str(folder), force_hooks=True
+    )
+
+
+@pytest.mark.parametrize("way", ["one device", "auto", "disk"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_loaded_with_a_device_map(
+    skips: bool, way: str, tiny: Any, greedy: Any, some_plan: Any, usual_trace: Any, same_trace: Any, tmp_path: Any
+) -> None:
+    whole = tiny("llama")
+    whole.save_pretrained(tmp_path / "model")
+    expected = greedy(whole)
+    settings: dict[str, Any] = {
+        "one device": {"device_map": {"": "cpu"}},
+        "auto": {"device_map": "auto"},
+        "disk": {"device_map": on_disk(1, 2, 4), "offload_folder": str(tmp_path / "offload")},
+    }[way]
+    model = type(whole).from_pretrained(tmp_path / "model", **settings)
+    assert any(p.device.type == "meta" for p in model.parameters()) is (way == "disk")
+    # Norm weights on disk cannot be hashed; the plan is for this architecture.
+    options = {"mode": "skip", "plan": some_plan(whole, "prompt"), "force": way == "disk"} if skips else {}
+    with void_ext.patch(model, **options) as handle:
+        found = greedy(model)
+        assert "fused (fuse='add')" in handle.describe()
+    if skips:
+        with void_ext.patch(whole, mode="skip", plan=some_plan(whole, "prompt")):
+            expected = greedy(whole)
+    assert torch.equal(found, expected)
+    assert handle.trace is not None
+    same_trace(handle.trace, usual_trace(whole, **({**options, "force": False} if skips else {})))
+    void_ext.patch(model).unpatch()
+    assert torch.equal(greedy(model), greedy(whole))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_dispatched_by_hand(
+    when: str, family: str, tiny: Any, greedy: Any, usual_trace: Any, same_trace: Any, tmp_path: Any
+) -> None:
+    model = tiny(family)
+    expected, wanted = greedy(model), usual_trace(model)
+    handle = void_ext.patch(model) if when == "after" else None
+    model = spread(model, tmp_path) if family == "llama" else accelerate.cpu_offload(model, "cpu")
+    handle = void_ext.patch(model) if handle is None else handle
+    assert torch.equal(greedy(model), expected)
+    assert handle.trace is not None
+    same_trace(handle.trace, wanted)
+    handle.unpatch()
+    assert torch.equal(greedy(model), expected)
+    hooks.remove_hook_from_submodules(model)
+    assert not any(type(value).__module__.startswith("void_ext") for m in model.modules() for value in vars(m).values())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_removed_while_patched(when: str, tiny: Any, greedy: Any) -> None:
+    model = tiny("llama")
+    expected = greedy(model)
+    layer = model.model.layers[2]
+    calls: list[int] = []
+
+    class Counting(hooks.ModelHook):  # type: ignore[misc,name-defined]
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return args, kwargs
+
+    if when == "before":
+        hooks.add_hook_to_module(layer, Counting())
+    handle = void_ext.patch(model)
+    if when == "after":
+        hooks.add_hook_to_module(layer, Counting())
+    assert torch.equal(greedy(model), expected)
+    assert len(calls) == 6
+    hooks.remove_hook_from_module(layer)
+    assert torch.equal(greedy(model), expected)
+    assert len(calls) == 6
+    assert handle.trace is not None
+    assert "fused (fuse='add')" in handle.describe()
+    handle.unpatch()
+    assert not any(type(value).__module__.startswith("void_ext") for m in model.modules() for value in vars(m).values())
+    assert torch.equal(greedy(model), expected)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on another CPU. A second device is not to be had here; what is computed is real."""
+
+    device = property(lambda self: torch.device("cpu", 1))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_a_stream_that_changes_devices(family: str, tiny: Any, padded_batch: Any) -> None:
+    """One table per device, put together at the end of a call."""
+    model = tiny(family)
+    ids, mask = padded_batch
+    layers, norm = (
+        (model.model.layers, model.model.norm) if family == "llama" else (model.transformer.h, model.transformer.ln_f)
+    )
+    options: dict[str, Any] = {"updates": True, "halves": family == "llama"}
+    with void_ext.patch(model, **options) as handle:
+        expected = model(input_ids=ids, attention_mask=mask).logits
+    wanted = handle.trace.prompt
+    layers[3].register_forward_pre_hook(lambda module, args: (args[0].as_subclass(Elsewhere), *args[1:]))
+    norm.register_forward_pre_hook(lambda module, args: (args[0].as_subclass(torch.Tensor), *args[1:]))
+    with void_ext.patch(model, **options) as handle:
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
+        assert set(handle._recorder._tables) == {torch.device("cpu"), torch.device("cpu", 1)}
+    for name in ("norms", "updates", "halves") if family == "llama" else ("norms", "updates"):
+        torch.testing.assert_close(getattr(handle.trace.prompt, name), getattr(wanted, name), rtol=2e-6, atol=1e-6)
+    refused = [({"mode": "exit"}, "mode='exit'")]
+    if family == "llama":
+        refused.append(({"mode": "skip", "policy": void_ext.HaltPlan()}, "HaltPlan"))
+    for settings, name in refused:
+        with void_ext.patch(model, **settings), pytest.raises(RuntimeError, match=f"{name}.* needs all layers on one"):
+            model(input_ids=ids, attention_mask=mask)
