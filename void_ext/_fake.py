@@ -37,7 +37,7 @@ def add_rms_norm(
     weight: Tensor,
     eps: float,
     norms: Tensor | None,
-    column: int,
+    column: int = 0,
     updates: Tensor | None = None,
     zero_centered: bool = False,
 ) -> tuple[Tensor, Tensor]:

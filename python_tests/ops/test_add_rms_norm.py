@@ -149,6 +149,7 @@ def test_opcheck(device, dtype, random_rows, table) -> None:
     residual, update, weight = random_rows(3, 2, 33), random_rows(3, 2, 33, seed=1), random_rows(33)
     torch.library.opcheck(ADD_RMS, (residual, update, weight, EPS, table(6, 3), 1))
     torch.library.opcheck(ADD_RMS, (residual, update, weight, EPS, table(6, 3), 1, table(6, 3)))
+    torch.library.opcheck(ADD_RMS, (residual, update, weight, EPS, None))
 
 
 def test_compiles_without_breaks(device, random_rows, table) -> None:
