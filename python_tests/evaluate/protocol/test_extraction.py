@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from void_ext.evaluate.protocol.extract import extract
+from void_ext.evaluate.protocol.extraction import extract
 from void_ext.evaluate.protocol.items import LETTERS, Item
 
 CAPITALS = ("Paris", "New York", "New York City", "-4")
