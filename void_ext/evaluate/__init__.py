@@ -27,3 +27,58 @@ standard error, difference to dense and interval; metrics of 0 and 1 get Wilson 
 share of unparsable answers is a metric ``{"acc": 1.0, "unparsable": 0.0}`` of the task. ``Report.cells`` keep for each
 document its index, its metrics and, of generated answers, the text: ``cell.items[i].doc_id / .metrics / .answers``.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from void_ext.evaluate.cells import Cell, CellStore, Item
+    from void_ext.evaluate.modes import ModeSpec
+    from void_ext.evaluate.report import Report
+    from void_ext.evaluate.runner import Settings, TaskRun, run
+    from void_ext.evaluate.statistics import mcnemar, wilson
+    from void_ext.evaluate.tasks import load_tasks
+
+# Imported at first use: the harness is an extra, and importing it takes seconds.
+_MODULE_OF = {
+    "Cell": "cells",
+    "CellStore": "cells",
+    "Item": "cells",
+    "ModeSpec": "modes",
+    "Report": "report",
+    "Settings": "runner",
+    "TaskRun": "runner",
+    "load_tasks": "tasks",
+    "mcnemar": "statistics",
+    "run": "runner",
+    "wilson": "statistics",
+}
+
+__all__ = [
+    "Cell",
+    "CellStore",
+    "Item",
+    "ModeSpec",
+    "Report",
+    "Settings",
+    "TaskRun",
+    "load_tasks",
+    "mcnemar",
+    "run",
+    "wilson",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
