@@ -54,6 +54,7 @@ class Recorder:
     store: TraceStore | None = None
     generation: Generation | None = None
     forced_phase: int | None = None
+    real_tokens: Tensor | None = None  # [B, T], for calls that come without an attention mask
     paused: bool = False
     _calls: int = 0
     _tables: dict[torch.device, list[Tensor | None]] = field(default_factory=dict)  # of the last call, for the next
@@ -84,6 +85,8 @@ class Recorder:
         # gpt_neox calls its cache layer_past inside, but every body takes it as past_key_values.
         cache = arguments.get("past_key_values")
         mask = arguments.get("attention_mask")
+        if mask is None and self.real_tokens is not None and self.real_tokens.shape == (batch, length):
+            mask = self.real_tokens.to(given.device)
         generation = self.generation
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
         self._foreign = generation is not None and not generation.expected
