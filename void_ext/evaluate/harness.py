@@ -21,6 +21,7 @@ from lm_eval.models import huggingface
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
 
+from void_ext.evaluate.protocol.sampling import with_item_sampling
 from void_ext.evaluate.tally import Tally
 from void_ext.models._common import Progress, silent
 
@@ -135,6 +136,7 @@ class WatchedLM(HFLM):  # type: ignore[misc]
     # ---- generation ----
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> Any:
+        settings = with_item_sampling(context, max_length, settings, torch.initial_seed())
         tokens = super()._model_generate(context, max_length, stop, **settings)
         if self._handle is not None:
             self._count(context.shape[0])

@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 
 MMLU: Rows = [
     {
-        "question": f"Which number follows {n}?\n{{braces}} and, \"quotes\"",
+        "question": f'Which number follows {n}?\n{{braces}} and, "quotes"',
         "subject": "elementary_mathematics" if n % 2 else "us_foreign_policy",
         "choices": [str(n + 1), "None", f" {n} ", "a, b"],
         "answer": n % 4,
@@ -77,3 +77,50 @@ def table(tmp_path: Path) -> Callable[[str, Sequence[dict[str, Any]]], Path]:
         return tmp_path
 
     return write
+
+
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A token a byte, with a chat template that writes the first token itself, as Llama 3's and Mistral's do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: 3 + index for index, letter in enumerate(letters)}
+    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=CHAT
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """A random Llama over these tokens; its generation settings are those of checkpoints that bring their own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    found = LlamaForCausalLM(config).eval()
+    found.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.5)
+    return found

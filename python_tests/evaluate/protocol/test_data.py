@@ -1,4 +1,4 @@
-"""Local files of every format give the same items; what is wrong with a file is said with its place and the next step."""
+"""Local files of every format give the same items; what is wrong with one is said with its place and the next step."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_column_that_a_later_row_lacks(table: Table) -> None:
 
 def test_lists_that_a_csv_lost(tmp_path: Path) -> None:
     (tmp_path / "mmlu.csv").write_text("question,subject,choices,answer\nq,s,['a' 'b' 'c' 'd'],1\n")
-    with pytest.raises(ValueError, match="expected a JSON array in a csv field.*parquet or jsonl"):
+    with pytest.raises(ValueError, match=r"expected a JSON array in a csv field.*parquet or jsonl"):
         load_items("mmlu", data_dir=tmp_path)
 
 
@@ -229,7 +229,9 @@ def test_copies_are_kept_and_told_or_left_out(table: Table) -> None:
     kept = load_items("mmlu", data_dir=place)
     assert len(kept.items) == len({item.key for item in kept.items}) == 4
     assert kept.items[3].key == f"{kept.items[0].key}#3"
-    assert "2 of 4 rows are copies of earlier ones (row 3 of row 1), 1 of them with another right answer" in kept.notes[0]
+    assert (
+        "2 of 4 rows are copies of earlier ones (row 3 of row 1), 1 of them with another right answer" in kept.notes[0]
+    )
     assert "--drop-duplicates" in kept.notes[0]
     assert [item.question for item in load_items("mmlu", data_dir=place, drop_duplicates=True).items] == ["q", "other"]
 

@@ -10,8 +10,9 @@ from void_ext.evaluate.protocol.items import Item
 from void_ext.evaluate.protocol.presets import PRESETS, resolve_model
 from void_ext.evaluate.protocol.prompts import paper_prompt
 from void_ext.evaluate.protocol.runs import PROTOCOLS, SEEDS, Protocol, build_protocol, check_tokenizer, long_prompts
-from void_ext.evaluate.protocol.sources import DataError, Loaded, load_items, local_files
+from void_ext.evaluate.protocol.sources import Loaded, load_items, local_files
 from void_ext.evaluate.protocol.summary import Summary, render, summarize
+from void_ext.evaluate.tasks import DataError
 
 __all__ = [
     "DATASETS",

@@ -1,8 +1,8 @@
 r"""Which option an answer chose. The paper's code stores answers and scores none, so these rules are ours; they are
 published here and in docs/protocol.md, and change only with :data:`VERSION`.
 
-The rules are tried in this order; the first that finds anything decides. A rule that finds two different options decides
-too: the answer is *unparsable*, as is one in which no rule finds anything. Nothing is ever guessed.
+The rules are tried in this order; the first that finds anything decides. A rule that finds two different options
+decides too: the answer is *unparsable*, as is one in which no rule finds anything. Nothing is ever guessed.
 
 Options with letters (MMLU, GPQA):
 
@@ -11,7 +11,8 @@ Options with letters (MMLU, GPQA):
    end of the line. Small letters count when alone, in brackets, or before ``.`` or ``)``. "A, B" and a list whose first
    two lines begin with different letters name two.
 2. ``stated``: "answer is B", "answer: (B)", "correct option is B", "I choose B"; not "is not B".
-3. ``named``: "option B", "choice B", "[B]", "(B)", "**B**", "\boxed{B}", or a line that begins with "B." or "B)", anywhere.
+3. ``named``: "option B", "choice B", "[B]", "(B)", "**B**", "\boxed{B}" anywhere, or a line that begins with "B." or
+   "B)".
 4. ``text``: the first line, or what follows "answer is" or "answer:", is the text of an option or begins with it (case,
    runs of white space, and brackets, quotes and full stops around it aside; of two options that fit, the longer).
 

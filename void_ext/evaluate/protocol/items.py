@@ -33,7 +33,7 @@ class Item:
 
     @property
     def position(self) -> str:
-        """Where the right answer stands: ``"A"`` to ``"D"``, or ``"True"``/``"False"`` where options have no letters."""
+        """Where the right answer stands: ``"A"`` to ``"D"``, or ``"True"`` or ``"False"`` in BoolQ."""
         return self.options[self.answer] if self.dataset == "boolq" else LETTERS[self.answer]
 
 

@@ -138,7 +138,9 @@ def long_prompts(protocol: Protocol, tokenizer: PreTrainedTokenizerBase, positio
         # A token is at least a character, so short texts need not be counted.
         texts = [text for text in map(paper_prompt, found.items) if len(text.encode()) > room // 2]
         chats = [
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+            )
             for text in texts
         ]
         long = sum(len(ids) > room for ids in tokenizer(chats, add_special_tokens=False)["input_ids"]) if chats else 0

@@ -1,9 +1,9 @@
 """Sampling in which an answer hangs on its own question and the seed alone, not on the other rows of its batch.
 
 transformers draws the next tokens of a whole batch from one generator: another batch size, another order, another
-answer. Here every row has its own random numbers, made of the seed and the row's prompt, one a token; the token is where
-the cumulative probability passes the number. Same model, prompt and seed: same answer in any batch, up to the rounding
-of matrix products of other shapes.
+answer. Here every row has its own random numbers, made of the seed and the row's prompt, one a token; the token is
+where the cumulative probability passes the number. Same model, prompt and seed: same answer in any batch, up to the
+rounding of matrix products of other shapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PER_ITEM = "seed_per_item"
 """In a task's ``generation_kwargs``: True asks for this kind of sampling."""
 
 
-class ItemSampler(LogitsProcessor):  # type: ignore[misc]
+class ItemSampler(LogitsProcessor):
     r"""Top-p sampling at a temperature; hands ``generate`` scores in which one token of each row is left.
 
     ``p = softmax(scores / T)``; of the tokens in falling order of p those stay before which the sum is at most

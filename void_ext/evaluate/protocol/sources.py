@@ -13,15 +13,12 @@ from pathlib import Path
 from void_ext.evaluate.protocol.datasets import DATASETS, ORDERS, DataSet
 from void_ext.evaluate.protocol.items import Item
 from void_ext.evaluate.protocol.reading import FORMATS, Row, read_rows
+from void_ext.evaluate.tasks import DataError
 from void_ext.models import Progress
 from void_ext.models._common import silent
 from void_ext.models._load import hub_out_of_reach
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
-
-
-class DataError(OSError):
-    """A data set could not be had. The message says what to fetch and where to put it."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,8 @@ def local_files(data: DataSet, data_dir: str | os.PathLike[str]) -> tuple[Path, 
     """The file of a data set in a directory, or all of its shards.
 
     With ``NAME`` and the hub's ``USER/REPO``, the first that is there of: the hub's own file below ``DIR/USER/REPO``,
-    ``DIR/REPO``, ``DIR/NAME`` or ``DIR``; then ``DIR/NAME.*`` and ``DIR/NAME/SPLIT.*``, with the endings parquet, jsonl,
-    json and csv.
+    ``DIR/REPO``, ``DIR/NAME`` or ``DIR``; then ``DIR/NAME.*``, ``DIR/NAME/SPLIT.*`` and ``DIR/NAME/NAME.*``, with the
+    endings parquet, jsonl, json and csv.
 
     Raises:
         DataError: there is none, or one in several formats.

@@ -1,4 +1,4 @@
-"""What the protocol itself tells of its answers: unparsable ones, letters chosen, and accuracy by the right one's place."""
+"""What the protocol itself tells of its answers: unparsable ones, letters chosen, accuracy by the right one's place."""
 
 from __future__ import annotations
 
@@ -120,7 +120,15 @@ def render(summaries: Sequence[Summary]) -> str:
         places = list(group[0].asked)
         asked = ", ".join(f"{place} {group[0].asked[place]:,}" for place in places)
         lines += [f"**{task}**: {group[0].items:,} items, right answer at {asked}", ""]
-        header = ["mode", "seed", "right", "unparsable", "right of parsed", *(f"right at {p}" for p in places), "chosen"]
+        header = [
+            "mode",
+            "seed",
+            "right",
+            "unparsable",
+            "right of parsed",
+            *(f"right at {p}" for p in places),
+            "chosen",
+        ]
         lines += [_row(header), _row(["---"] * len(header))]
         for mode in dict.fromkeys(summary.mode for summary in group):
             runs = [summary for summary in group if summary.mode == mode]
@@ -144,8 +152,13 @@ def _mean(runs: Sequence[Summary], places: Sequence[str]) -> list[str]:
         [run.accuracy_parsed for run in runs],
         *([run.accuracy_at(place) for run in runs] for place in places),
     ]
-    spread = [f"{_percent(statistics.fmean(values))} ± {100 * statistics.stdev(values):.1f}" for values in columns]
-    return [runs[0].mode, f"mean ± sd of {len(runs)}", *spread, ""]
+    return [runs[0].mode, f"mean ± sd of {len(runs)}", *map(_spread, columns), ""]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if any(map(math.isnan, values)):
+        return "–"
+    return f"{_percent(statistics.fmean(values))} ± {100 * statistics.stdev(values):.1f}"
 
 
 def _percent(share: float) -> str:

@@ -18,8 +18,8 @@ from void_ext.evaluate.protocol.prompts import paper_prompt
 from void_ext.evaluate.protocol.sampling import PER_ITEM
 
 MAX_NEW_TOKENS, TEMPERATURE, TOP_P = 50, 0.6, 0.9
-# What a checkpoint's generation_config.json would add (Qwen2.5: a repetition penalty of 1.05, top-k 20) is not in the paper's
-# code, so it is switched off by name. No stop text: an answer ends with the model's end-of-text token or after 50.
+# What a checkpoint's generation_config.json would add (Qwen2.5: a repetition penalty of 1.05, top-k 20) is not in the
+# paper's code, so it is switched off by name. No stop text: the model's end-of-text token ends an answer, or its length.
 _GENERATION = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "repetition_penalty": 1.0}
 GREEDY: dict[str, Any] = {**_GENERATION, "do_sample": False, "temperature": 0.0}
 SAMPLED: dict[str, Any] = {
@@ -102,6 +102,10 @@ def likelihood_task(dataset: str, items: Sequence[Item]) -> LikelihoodTask:
 
     config = _read_config(Path(lm_eval.__file__).parent / "tasks" / path)
     wanted = {key: config[key] for key in _KEPT if key in config}
+    # What the harness takes where a file leaves it out, said so that it does not warn.
+    wanted["metric_list"] = [
+        {"aggregation": "mean", "higher_is_better": True, **metric} for metric in wanted["metric_list"]
+    ]
     if dataset == "mmlu":
         # The 57 files differ in nothing but the subject that the description names.
         wanted["description"] = _MMLU_DESCRIPTION
@@ -151,7 +155,7 @@ _LIKELIHOOD = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without code: a ``!function`` stays a text."""
 
 
@@ -160,7 +164,7 @@ _Loader.add_constructor("!function", lambda loader, node: str(node.value))
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError:
         import lm_eval
 
