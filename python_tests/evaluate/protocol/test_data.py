@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from void_ext.evaluate.protocol import DATASETS, DataError, load_items, local_files
+from void_ext.evaluate.protocol import DATASETS, DataError, load_items, local_files, sources
 from void_ext.evaluate.protocol.reading import FORMATS
 from void_ext.evaluate.protocol.shuffle import hashed_order
 
@@ -118,6 +118,22 @@ def test_no_network_and_no_data(name: str, tmp_path: Path, monkeypatch: pytest.M
         load_items(name)
     for text in ("cannot be reached", data.hub_id, data.hub_file, *data.columns, "--data-dir DIR"):
         assert text in str(caught.value)
+
+
+def test_the_cache_of_the_hub_is_used_without_network(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    data, revision = DATASETS["boolq"], "0" * 40
+    table(f"datasets--google--boolq/snapshots/{revision}/{data.hub_file}", _rows("boolq"))
+    (tmp_path / "datasets--google--boolq/refs").mkdir()
+    (tmp_path / "datasets--google--boolq/refs/main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "hub_out_of_reach", lambda: True)
+    found = load_items("boolq")
+    assert [item.question for item in found.items] == ["q"]
+    assert found.files[0].name == Path(data.hub_file).name
 
 
 def test_gpqa_in_its_locked_archive(tmp_path: Path) -> None:
