@@ -39,9 +39,7 @@ class WatchedLM(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1):
         # The harness sets a pad token where there is none; the caller's tokenizer stays as it is.
-        super().__init__(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal"
-        )
+        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal")
         self.seconds = 0.0
         self._handle: Handle | None = None
         self._tally: Tally | None = None

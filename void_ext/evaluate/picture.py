@@ -49,7 +49,7 @@ def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = F
         axes: Any = figure.subplots(
             len(names), 2, squeeze=False, width_ratios=(_SCORE_WIDTH, heat), height_ratios=heights
         )
-        image = None
+        image: Any = None
         for (left, right), name in zip(axes, names, strict=True):
             _draw_scores(left, report, name)
             image = _draw_usage(right, report, name)
@@ -71,15 +71,19 @@ def _draw_scores(axes: Axes, report: Report, name: str) -> None:
             error = [[max(0.0, value - row.score.low)], [max(0.0, row.score.high - value)]]
         axes.errorbar(usage.computed, value, yerr=error, fmt=marker, color=colour, markersize=5, linewidth=1, capsize=2)
         where = usage.computed
-        if mode.name == EXIT and sum(usage.tokens.values()):
-            where = sum(usage.tokens[phase] * (usage.mean_active(phase) or 0) for phase in PHASES)
-            where /= sum(usage.tokens.values())
+        if mode.name == EXIT:
+            where = usage.mean_active_of_all()
             axes.plot([where, usage.computed], [value, value], color=colour, linewidth=0.7, linestyle=":")
             axes.plot(where, value, marker, color=colour, markersize=5, fillstyle="none")
         axes.annotate(
-            mode.label, (where, value), xytext=(4, 4), textcoords="offset points", fontsize=_FONT_SIZE - 1, color=colour,
+            mode.label,
+            (where, value),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=_FONT_SIZE - 1,
+            color=colour,
             parse_math=False,
-        )  # fmt: skip
+        )
     layers = report.usage[0].layers
     axes.set_xlim(-0.02 * layers, 1.12 * layers)
     axes.set_xlabel("layers computed per token (hollow: active ones)")
@@ -98,10 +102,9 @@ def _draw_usage(axes: Axes, report: Report, name: str) -> Any:
     usage = {(row.task, row.mode): row for row in report.usage}
     table = np.array([usage[name, mode.label].active[phase] for mode, phase in lines])
     image = axes.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    axes.set_yticks(range(len(lines)))
-    for label, (mode, phase) in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set(text=f"{mode.label}, {phase}", parse_math=False)
-    axes.set_yticklabels([label.get_text() for label in axes.get_yticklabels()])
+    axes.set_yticks(range(len(lines)), [f"{mode.label}, {phase}" for mode, phase in lines])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
     layers = table.shape[1]
     step = next(step for step in (1, 2, 5, 10, 20, 50, 10**6) if layers / step <= 16)
     axes.set_xticks(range(0, layers, step))

@@ -83,6 +83,13 @@ class UsageRow:
         """Active layers of a token of this phase, on average; None without a token."""
         return sum(self.active[phase]) if self.tokens[phase] else None
 
+    def mean_active_of_all(self) -> float:
+        """Active layers of a token, on average over both phases; NaN without a token."""
+        total = sum(self.tokens.values())
+        return sum(self.tokens[name] * sum(self.active[name]) for name in PHASES if self.tokens[name]) / (
+            total or math.nan
+        )
+
     @property
     def tokens_per_second(self) -> float:
         return sum(self.tokens.values()) / self.seconds if self.seconds else math.nan

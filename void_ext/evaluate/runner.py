@@ -165,7 +165,7 @@ def run(
 def require_harness() -> None:
     """ModuleNotFoundError, with what to do, where lm-eval is not installed."""
     try:
-        import lm_eval  # noqa: F401
+        import lm_eval
         import lm_eval.models.huggingface  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -221,7 +221,7 @@ def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tup
     with _prepared(entry, settings, seeds[0]):
         if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
             raise ValueError(
-                f"tasks: {name!r} runs code that the model writes; pass unsafe_code (--allow-task-code) if that is wanted"
+                f"tasks: {name!r} runs code that the model writes; unsafe_code (--allow-task-code) lets it"
             )
         task.build_all_requests(**_how_to_build(lm, task, settings))
         digest = hashlib.sha256()

@@ -78,9 +78,9 @@ class Metric:
     """How the values of documents become one number.
 
     Args:
-        name: of the aggregation: ``"mean"``, ``"perplexity"``, ``"weighted_perplexity"``, ``"bits_per_byte"`` (lm-eval's)
-            are understood; of any other, ``function`` is called.
-        function: aggregates a list of the values of single documents.
+        name: of the aggregation. lm-eval's ``"mean"``, ``"perplexity"``, ``"weighted_perplexity"`` and
+            ``"bits_per_byte"`` are understood, so that their resamples are quick.
+        function: aggregates a list of the values of single documents; it is the word on the value itself.
     """
 
     def __init__(self, name: str, function: Callable[[list[Any]], float] | None = None):
@@ -91,20 +91,24 @@ class Metric:
 
     def __call__(self, values: Sequence[Any]) -> float:
         """The aggregated value."""
-        if self.name in _KNOWN:
+        if self.function is None:
             return float(self._weighted(_columns(values), np.ones((1, len(values))))[0])
-        assert self.function is not None
-        return float(self.function(list(values)))
+        try:
+            return float(self.function(list(values)))
+        except OverflowError:
+            return math.inf
 
     def _weighted(self, columns: Array, weights: Array) -> Array:
         """``[draws]``, from columns ``[values, 1 or 2]`` and weights ``[draws, values]``."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            sums = weights @ columns
+            sums: Array = weights @ columns
             below = sums[:, 1] if columns.shape[1] == 2 else weights.sum(1)
             ratio: Array = sums[:, 0] / below
-            if self.name == "mean":
-                return ratio
-            return -ratio / math.log(2) if self.name == "bits_per_byte" else np.exp(-ratio)
+            if self.name == "bits_per_byte":
+                ratio = -ratio / math.log(2)
+            elif self.name != "mean":
+                ratio = np.exp(-ratio)
+        return ratio
 
     def bootstrap(self, runs: Sequence[Sequence[Sequence[Any]]], seed: int) -> Array:
         """``[subjects, draws]`` of the metric over the same draws of documents.
@@ -216,7 +220,7 @@ def _document_means(runs: Sequence[Sequence[Any]]) -> list[float]:
 def _stderr_of_mean(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
-    return float(np.std(np.asarray(values, dtype=np.float64), ddof=1) / math.sqrt(len(values)))
+    return float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) / math.sqrt(len(values))
 
 
 def _spread(draws: Array) -> float | None:

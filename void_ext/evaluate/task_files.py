@@ -28,8 +28,8 @@ _CODE_KEYS = {
     "custom_generate": "generates with code from a hub repository",
 }
 _HOW = (
-    "Read the file, and pass allow_code (--allow-task-code) if you trust it. Without code: put finished prompts into the "
-    "data and name its columns (doc_to_text: question, doc_to_choice: choices, doc_to_target: answer)"
+    "Read the file, and pass allow_code (--allow-task-code) if you trust it. Without code: put finished prompts into "
+    "the data and name its columns (doc_to_text: question, doc_to_choice: choices, doc_to_target: answer)"
 )
 
 
@@ -137,7 +137,7 @@ def _merged(path: Path, code: list[str], above: tuple[Path, ...]) -> dict[str, A
 def _parse(path: Path) -> dict[str, Any]:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Knows plain values; keeps any other tag as a mark."""
 
     def tagged(loader: Any, suffix: str, node: Any) -> _Tagged:

@@ -52,7 +52,7 @@ def load_tasks(
         else:
             others.append(name)
     found: dict[str, TaskRun] = {}
-    for name, members in own.items():
+    for members in own.values():
         for config, group in members:
             progress("reading the documents", 0, 0)
             task = _own_task(config)
@@ -76,7 +76,7 @@ def _add(found: dict[str, TaskRun], name: str, task: Any, group: str | None) -> 
 def _members(
     name: str, files: Mapping[str, TaskFile], allow_code: bool, group: str | None = None, depth: int = 0
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """``(config, group)`` of every task that ``name`` stands for among the user's files; nothing where it is not theirs."""
+    """``(config, group)`` of every task that ``name`` stands for among the user's files."""
     if depth > _NESTING_MOST:
         raise TaskFileError(f"task {name!r}: groups are nested more than {_NESTING_MOST} deep, or in a circle")
     file = files.get(name)
@@ -192,9 +192,9 @@ class _explained:  # noqa: N801 - a context manager, used as a function is
         if _is_unreachable(error):
             call = f"datasets.load_dataset({self.path!r}" + (f", {self.config!r})" if self.config else ")")
             return DataError(
-                f"{what}: its documents ({self.path or 'a data set of the hub'}) are not in the Hugging Face cache, and "
-                f"the hub cannot be reached. On a machine with network run `python -c 'import datasets; {call}'` and "
-                f"copy its cache ({_cache()}) here; or write a task file over local files (dataset_path: json, "
+                f"{what}: its documents ({self.path or 'a data set of the hub'}) are not in the Hugging Face cache, "
+                f"and the hub cannot be reached. On a machine with network run `python -c 'import datasets; {call}'` "
+                f"and copy its cache ({_cache()}) here; or write a task file over local files (dataset_path: json, "
                 "dataset_kwargs: {data_files: …}) and name it with --task-path"
             )
         if isinstance(error, KeyError):

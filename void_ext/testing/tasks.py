@@ -15,7 +15,7 @@ from void_ext._files import replacing
 CAPITALS, TOPICS = "capitals", "python_topics"
 _LEAST_PEOPLE = 1_000_000
 _PIECE = 1500  # characters
-_PIECES = 64
+_PIECES = 32
 
 
 def write_capitals(directory: str | Path, *, force: bool = False) -> Path:
@@ -71,9 +71,7 @@ def _metric(name: str, aggregation: str, higher: bool) -> dict[str, Any]:
     return {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
 
 
-def _write(
-    directory: Path, name: str, documents: list[dict[str, Any]], settings: dict[str, Any], force: bool
-) -> Path:
+def _write(directory: Path, name: str, documents: list[dict[str, Any]], settings: dict[str, Any], force: bool) -> Path:
     data, task = directory / f"{name}.jsonl", directory / f"{name}.yaml"
     lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     config = {
