@@ -7,20 +7,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from void_ext.cli import _eval_parser, _generate, _run
+from void_ext.cli import _eval_parser, _generate, _protocol, _run
 from void_ext.cli._console import Terminal
 from void_ext.evaluate.cells import CellStore
 from void_ext.evaluate.modes import EXIT, SKIP, ModeSpec
+from void_ext.evaluate.protocol.presets import resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from void_ext.evaluate.protocol.runs import Protocol
     from void_ext.evaluate.runner import Settings, TaskRun
     from void_ext.plan import VoidPlan
 
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _eval_parser.check_eval(arguments)
+    arguments.model = resolve_model(arguments.model)
     from void_ext import evaluate
     from void_ext.evaluate.runner import require_harness
 
@@ -29,20 +32,34 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     plans = _read_plans(arguments)
     store = CellStore(arguments.out, force=arguments.force)
     settings = _settings(arguments)
-    tasks = _load_tasks(arguments, terminal)
+    protocol = None if arguments.protocol is None else _protocol.build(arguments, terminal)
+    tasks = _load_tasks(arguments, terminal) if protocol is None else protocol.entries
     model, tokenizer = _run.load_model(arguments, terminal)
+    if protocol is not None:
+        _protocol.check_model(protocol, model, tokenizer, arguments, terminal)
     modes = _modes(arguments, model, plans)
     with terminal.waiting() as progress:
         report = evaluate.run(
-            model, tokenizer, tasks, modes, settings, directory=store, config=_config(arguments), progress=progress
+            model,
+            tokenizer,
+            tasks,
+            modes,
+            settings,
+            directory=store,
+            config=_config(arguments, protocol),
+            progress=progress,
         )
         progress("writing the results", 0, 0)
         files = report.save(arguments.out, force=True)
+        if protocol is not None:
+            files |= _protocol.write(protocol, report, arguments)
     if arguments.json:
         document = {**report.to_dict(), "files": {name: str(path) for name, path in files.items()}}
+        if protocol is not None:
+            document["protocol"] = json.loads(files["protocol"].read_text(encoding="utf-8"))
         terminal.document(json.dumps(document, indent=1, ensure_ascii=not terminal.blocks, allow_nan=False))
         return 0
-    terminal.document(report.markdown())
+    terminal.document(report.markdown() if protocol is None else files["protocol table"].read_text(encoding="utf-8"))
     for name, path in files.items():
         terminal.print(f"{name}: {path}")
     return 0
@@ -65,7 +82,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         batch_size=arguments.batch_size,
         limit=arguments.limit,
-        seeds=arguments.seeds,
+        seeds=arguments.seeds or (0,),
         alpha=arguments.alpha[0],
         fuse=arguments.fuse,
         num_fewshot=arguments.num_fewshot,
@@ -125,5 +142,6 @@ def _described(arguments: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def _config(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"revision": arguments.revision} if arguments.revision else {}
+def _config(arguments: argparse.Namespace, protocol: Protocol | None) -> dict[str, Any]:
+    known = {} if protocol is None else dict(protocol.config)
+    return {**known, "revision": arguments.revision} if arguments.revision else known

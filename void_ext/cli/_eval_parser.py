@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 
 from void_ext import _options
-from void_ext.cli import _parser
+from void_ext.cli import _parser, _protocol
 from void_ext.evaluate.modes import DENSE, EXIT, NAMES, SKIP
+from void_ext.evaluate.protocol.presets import MODELS
 
 #: What says what to skip, and has no meaning where nothing is skipped.
 _LAYERS = ("plan", "skip", "skip_attention", "skip_mlp", "phase", "force_plan")
+SHORT = (*MODELS, "smollm2")
 SKIPPING = (*_LAYERS, "policy", "every", "budget", "at_least", "signal", "protect")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """Everything but what all commands share."""
-    parser.add_argument("model", metavar="MODEL", help="a local directory, a hub id, or `smollm2` (from PyPI alone)")
+    parser.add_argument("model", metavar="MODEL", help=f"a local directory, a hub id, or one of {', '.join(SHORT)}")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", type=_names, metavar="T,T", help="tasks, groups or tags of lm-eval or of --task-path")
@@ -33,7 +35,10 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-fewshot", type=_at_least_0, metavar="N", help="examples in the prompt (as the task says)")
     group.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
     group.add_argument("--system", metavar="TEXT", help="with --chat: a system message")
-    group.add_argument("--seeds", type=_seeds, default=(0,), metavar="S,S", help="a run for each (default 0)")
+    group.add_argument(
+        "--seeds", type=_seeds, metavar="S,S", help="a run for each (default 0; with --protocol paper 0,1,2)"
+    )
+    _protocol.add_protocol(parser)
     group = parser.add_argument_group("modes")
     group.add_argument(
         "--modes",
@@ -71,8 +76,9 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 def check_eval(arguments: argparse.Namespace) -> None:
     """End with a usage error where options do not go together."""
     error = arguments.parser.error
+    _protocol.check_protocol(arguments)
     if not arguments.tasks:
-        error("expected --tasks")
+        error("expected --tasks or --protocol")
     if arguments.system is not None and not arguments.chat:
         error("argument --system: only means something together with --chat")
     if SKIP in arguments.modes:

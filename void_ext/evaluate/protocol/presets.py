@@ -1,8 +1,12 @@
-"""Short names of the models that the paper evaluates."""
+"""What can be asked for by a short name: protocols, and the models that the paper evaluates."""
 
 from __future__ import annotations
 
-PRESETS = {
+PROTOCOLS = ("paper", "likelihood")
+SEEDS = (0, 1, 2)
+"""Of the sampled runs."""
+
+MODELS = {
     "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
@@ -12,4 +16,4 @@ PRESETS = {
 
 def resolve_model(name: str) -> str:
     """The hub id of a preset; any other name as it is. Write ``./llama3-8b`` for a directory of that name."""
-    return PRESETS.get(name, name)
+    return MODELS.get(name, name)

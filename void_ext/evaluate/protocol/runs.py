@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from void_ext.evaluate.protocol import extraction
 from void_ext.evaluate.protocol.datasets import DATASETS
+from void_ext.evaluate.protocol.presets import PROTOCOLS, SEEDS
 from void_ext.evaluate.protocol.sources import Loaded, load_items
 from void_ext.models._common import Progress, silent
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from void_ext.evaluate.protocol.tasks import ItemTask
     from void_ext.evaluate.runner import TaskRun
-
-PROTOCOLS = ("paper", "likelihood")
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)

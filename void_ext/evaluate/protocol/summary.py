@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from void_ext._files import replacing
+from void_ext.evaluate.cells import plain
 from void_ext.evaluate.protocol import extraction
-from void_ext.evaluate.protocol.items import Item
+from void_ext.evaluate.protocol.items import LETTERS, Item
 
 if TYPE_CHECKING:
     from void_ext.evaluate.cells import Cell
@@ -74,8 +78,51 @@ def summarize(protocol: Protocol, cells: Iterable[Cell]) -> list[Summary]:
     return [_summary(cell, protocol.entries[cell.task].task.items) for cell in cells]
 
 
+def answer_rows(protocol: Protocol, cells: Iterable[Cell]) -> Iterator[dict[str, Any]]:
+    """Every answer and what was made of it: the item's key, never its question, so that the file can be shown."""
+    for cell in cells:
+        items = protocol.entries[cell.task].task.items
+        for answered in cell.items:
+            item = items[answered.doc_id]
+            option, rule = _choice(item, answered.answers)
+            yield {
+                "task": cell.task,
+                "mode": cell.mode,
+                "seed": cell.seed,
+                "item": item.key,
+                "answer": answered.answers[0] if isinstance(answered.answers[0], str) else answered.answers,
+                "rule": rule,
+                "chosen": None if option is None else _places(item)[option],
+                "right": item.position,
+            }
+
+
+def save_summary(
+    protocol: Protocol, cells: Sequence[Cell], directory: str | Path, force: bool = False
+) -> dict[str, Path]:
+    """Write ``protocol.json``, ``protocol.md`` and ``answers.jsonl``; each appears complete or not at all."""
+    place, summaries = Path(directory), summarize(protocol, cells)
+    document = {**protocol.config, "summaries": [summary.to_dict() for summary in summaries]}
+    texts = {
+        "protocol": (place / "protocol.json", json.dumps(document, indent=1, allow_nan=False) + "\n"),
+        "protocol table": (place / "protocol.md", render(summaries)),
+        "answers": (
+            place / "answers.jsonl",
+            "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in answer_rows(protocol, cells)),
+        ),
+    }
+    for path, text in texts.values():
+        with replacing(path, what="directory", force=force) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return {name: path for name, (path, _) in texts.items()}
+
+
+def _places(item: Item) -> Sequence[str]:
+    return item.options if item.dataset == "boolq" else LETTERS
+
+
 def _summary(cell: Cell, items: Sequence[Item]) -> Summary:
-    places = list(dict.fromkeys(("True", "False") if items[0].dataset == "boolq" else "ABCD"))
+    places = _places(items[0])
     asked, correct_at, chosen, rules = (Counter[str]() for _ in range(4))
     unparsable = 0
     for answered in cell.items:
