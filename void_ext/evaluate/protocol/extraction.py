@@ -10,11 +10,12 @@ Options with letters (MMLU, GPQA):
    correct answer is" or not, and the letter ends there or is closed by one of ``. ) ] } : , ;``, a quote, a dash or the
    end of the line. Small letters count when alone, in brackets, or before ``.`` or ``)``. "A, B" and a list whose first
    two lines begin with different letters name two.
-2. ``stated``: "answer is B", "answer: (B)", "correct option is B", "I choose B"; not "is not B".
-3. ``named``: "option B", "choice B", "[B]", "(B)", "**B**", "\boxed{B}" anywhere, or a line that begins with "B." or
-   "B)".
-4. ``text``: the first line, or what follows "answer is" or "answer:", is the text of an option or begins with it (case,
-   runs of white space, and brackets, quotes and full stops around it aside; of two options that fit, the longer).
+2. ``stated``: "answer is B", "answer is indeed (B)", "option: B", "best choice is B", "I choose B"; not "is not B".
+3. ``named``: "option B", "choice B", "answer B", "[B]", "(B)", "**B**", "\boxed{B}" anywhere, or a line that begins with
+   "B." or "B)".
+4. ``text``: the first line, or what follows "answer is" or "answer:", begins with the text of an option; or the first
+   line says "is" (are, was, were), then the text of an option, then a punctuation mark or nothing. Case, runs of white
+   space, and brackets and quotes around it do not count; of two options that fit, the longer one is meant.
 
 True or False (BoolQ), where the repeated "[True/False]" of the prompt is left out first:
 
@@ -49,20 +50,21 @@ _ANOTHER = re.compile(
 )
 _NEXT_LINE = re.compile(r"^[^\n]*\n\s*[\[(*_>-]*([A-D])[.):\]]")
 
-_SAY = r"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|=|:)(?!\s+not\b)"
+_ADVERB = r"(?:(?:indeed|actually|clearly|definitely|therefore|thus|probably|(?:most\s+)?likely)\b[\s,:]*)?"
+_SAY = rf"(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|=|:)(?!\s+not\b)[\s:]*{_ADVERB}"
 # "A" may be an article: "the answer is A large star".
 _LETTER = (
     r"([B-D](?![A-Za-z0-9'’])"
     r"|A(?![A-Za-z0-9'’]|\s+(?!(?:because|since|as|for|due|given|which|is|and|or|but)\b)[a-z]))"
 )
 _STATED = re.compile(
-    r"\b(?i:answer|(?:correct|right|best)\s+(?:option|choice|one))\b"
+    r"\b(?i:answer|option|choice|(?:correct|right|best)\s+one)\b"
     rf"[\s\[(*_\])]*(?i:{_SAY})[\s*_:]*(?i:(?:the\s+)?(?:option|choice|letter)\s+)?[\s\[({{*_`'\"“‘$]*{_LETTER}"
     r"|\b(?i:choose|select|pick|go\s+with)\s+(?i:(?:the\s+)?(?:option|choice|letter|answer)\s+)?"
     rf"[\[({{*_`'\"“‘]*{_LETTER}"
 )
 _NAMED = re.compile(
-    r"\b(?i:option|choice)\s+[\[(*_`'\"]*([A-D])(?![A-Za-z0-9'’])"
+    rf"\b(?i:option|choice|answer)\s+[\[(*_`'\"]*{_LETTER}"
     r"|[\[(]\s*([A-D])\s*[\])]"
     r"|\*\*\s*([A-D])\s*[.):]?\s*\*\*"
     r"|\\boxed\{\s*(?:\\text\{)?\s*\(?([A-D])\b"
@@ -70,6 +72,7 @@ _NAMED = re.compile(
     re.MULTILINE,
 )
 _AFTER_ANSWER = re.compile(rf"\banswer\b[\s*_]*{_SAY}", re.IGNORECASE)
+_AFTER_IS = re.compile(rf"\b(?:is|are|was|were)\b(?!\s+not\b)[\s:]*{_ADVERB}", re.IGNORECASE)
 
 _TRUTH = {"true": 0, "yes": 0, "false": 1, "no": 1}
 _ECHO = re.compile(r"\[?true\s*/\s*false\]?", re.IGNORECASE)
@@ -154,18 +157,24 @@ def _letters(pattern: re.Pattern[str], answer: str) -> list[int]:
 
 
 def _option_text(answer: str, options: tuple[str, ...]) -> list[int]:
-    lines = answer.strip().splitlines()
-    places = lines[:1] + [answer[match.end() :].strip() for match in _AFTER_ANSWER.finditer(answer)]
+    first = next(iter(answer.strip().splitlines()), "")
+    begins = [first, *(answer[match.end() :] for match in _AFTER_ANSWER.finditer(answer))]
+    closed = [first[match.end() :] for match in _AFTER_IS.finditer(first)]
     found = []
-    for place in map(_plain, places):
-        fits = [(len(text), index) for index, text in enumerate(map(_plain, options)) if text and _begins(place, text)]
-        longest = max(fits, default=(0, -1))[0]
-        found += [index for length, index in fits if length == longest]
+    for places, fit in ((begins, _begins), (closed, _is_closed)):
+        for place in map(_plain, places):
+            fits = [(len(text), index) for index, text in enumerate(map(_plain, options)) if text and fit(place, text)]
+            longest = max(fits, default=(0, -1))[0]
+            found += [index for length, index in fits if length == longest]
     return found
 
 
 def _begins(place: str, text: str) -> bool:
     return place.startswith(text) and not (place[len(text) :][:1].isalnum() and text[-1:].isalnum())
+
+
+def _is_closed(place: str, text: str) -> bool:
+    return place.startswith(text) and place[len(text) :][:1] in ("", *".,;:!)]*\"'”’")
 
 
 def _plain(text: str) -> str:
