@@ -11,8 +11,8 @@ Options with letters (MMLU, GPQA):
    end of the line. Small letters count when alone, in brackets, or before ``.`` or ``)``. "A, B" and a list whose first
    two lines begin with different letters name two.
 2. ``stated``: "answer is B", "answer is indeed (B)", "option: B", "best choice is B", "I choose B"; not "is not B".
-3. ``named``: "option B", "choice B", "answer B", "[B]", "(B)", "**B**", "\boxed{B}" anywhere, or a line that begins with
-   "B." or "B)".
+3. ``named``: "option B", "choice B", "answer B", "[B]", "(B)", "**B**", "\boxed{B}" anywhere, or a line that begins
+   with "B." or "B)".
 4. ``text``: the first line, or what follows "answer is" or "answer:", begins with the text of an option; or the first
    line says "is" (are, was, were), then the text of an option, then a punctuation mark or nothing. Case, runs of white
    space, and brackets and quotes around it do not count; of two options that fit, the longer one is meant.
