@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import void_ext
+from void_ext.evaluate.protocol import extraction
 from void_ext.evaluate.protocol.extraction import extract
 from void_ext.evaluate.protocol.items import LETTERS, Item
 
@@ -175,3 +179,10 @@ def test_a_long_answer_takes_no_long_time() -> None:
     for text in ("[" * 20000, "The answer " * 5000, "not " * 5000 + "tru", "A" + " " * 20000 + "x", "* " * 10000):
         extract(Item("mmlu", "k", "q", CAPITALS, 0), text)
         extract(Item("boolq", "k", "q", ("True", "False"), 0), text)
+
+
+def test_the_rules_in_the_docs_are_those_of_the_code() -> None:
+    page = Path(void_ext.__file__).parents[1] / "docs/protocol.md"
+    rules = (extraction.__doc__ or "").partition("The rules are tried")[2].replace("``", "`").strip()
+    assert rules
+    assert rules in page.read_text(encoding="utf-8")

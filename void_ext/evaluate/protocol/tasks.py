@@ -18,8 +18,8 @@ from void_ext.evaluate.protocol.prompts import paper_prompt
 from void_ext.evaluate.protocol.sampling import PER_ITEM
 
 MAX_NEW_TOKENS, TEMPERATURE, TOP_P = 50, 0.6, 0.9
-# What a checkpoint's generation_config.json would add, such as a repetition penalty, is not in the paper's code, so it is
-# switched off by name. No stop text: an end-of-text token ends an answer, or its length.
+# What a checkpoint's generation_config.json would add, such as a repetition penalty, is not in the paper's code, so it
+# is switched off by name. No stop text: an end-of-text token ends an answer, or its length.
 _GENERATION = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "repetition_penalty": 1.0}
 GREEDY: dict[str, Any] = {**_GENERATION, "do_sample": False, "temperature": 0.0}
 SAMPLED: dict[str, Any] = {
