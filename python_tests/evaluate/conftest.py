@@ -1,4 +1,4 @@
-"""A tokenizer of characters, and small tasks of three kinds as files: choices, texts to be told, texts to be written."""
+"""A tokenizer of characters, and small tasks of three kinds as files: choices, texts to be told, texts to write."""
 
 from __future__ import annotations
 
