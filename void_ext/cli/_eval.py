@@ -121,13 +121,19 @@ def _skip_modes(arguments: argparse.Namespace, model: PreTrainedModel, plans: di
         return [ModeSpec.skip(plan=options["plan"], label=f"skip {_described(arguments)}", alpha=first, force=force)]
     names = ("budget", "at_least", "every", "signal", "protect", "granularity")
     config = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    label = "skip " + " ".join((arguments.policy, *(f"{name}={value}" for name, value in config.items())))
+    label = "skip " + " ".join((arguments.policy, *(f"{name}={_said(value)}" for name, value in config.items())))
     found = []
     for alpha in arguments.alpha:
         options = _generate.skip_options(argparse.Namespace(**{**vars(arguments), "alpha": alpha}), model, None)
         given = {**config, "alpha": alpha}
         found.append(ModeSpec.skip(policy=options["policy"], config=given, label=f"{label} α={alpha:g}", alpha=alpha))
     return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return format(value, "g") if isinstance(value, float) else str(value)
 
 
 def _described(arguments: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ from lm_eval.api import task as harness_task
 from lm_eval.models import huggingface
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
+from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from void_ext.evaluate.protocol.sampling import with_item_sampling
 from void_ext.evaluate.tally import Tally
@@ -137,17 +138,36 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         settings = with_item_sampling(context, max_length, settings, torch.initial_seed())
         tokens = super()._model_generate(context, max_length, stop, **settings)
         if self._handle is not None:
-            self._count(context.shape[0])
+            self._count(context.shape[0], self._answer_lengths(tokens, context.shape[1], stop))
         return tokens
+
+    def _answer_lengths(self, tokens: torch.Tensor, prompt: int, stop: list[str]) -> torch.Tensor | None:
+        """Consumed tokens of each row up to its own stop string; None: all.
+
+        The harness lets a batch go on until every row has said one. What a row says after its own is cut off, and is
+        no part of its answer; alone, the row would have ended there.
+        """
+        rows, length = tokens.shape
+        if rows == 1:
+            return None
+        ends = [length - prompt - 1] * rows
+        criteria = stop_sequences_criteria(self.tokenizer, stop, prompt, rows)
+        for said in range(prompt + 1, length):
+            for criterion in criteria:
+                criterion(tokens[:, :said], None)
+                for row, done in enumerate(criterion.done_tracker):
+                    if done:
+                        ends[row] = min(ends[row], said - prompt - 1)
+        return torch.tensor(ends)
 
     # ---- around them ----
 
-    def _count(self, rows: int) -> None:
+    def _count(self, rows: int, answer_lengths: torch.Tensor | None = None) -> None:
         assert self._handle is not None
         assert self._tally is not None
         trace = self._handle.trace
         if trace is not None:
-            self._tally.add(trace)
+            self._tally.add(trace, answer_lengths)
         self._done += rows
         self._report(self._what, self._done, self._total)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +17,9 @@ def render(report: Report) -> str:
     """All tasks, then all groups."""
     model = report.configuration["model"]
     versions = report.configuration["versions"]
+    name = model["name"]
     lines = [
-        f"# {model['name']}",
+        f"# {Path(name).name if os.path.isabs(name) else name}",
         "",
         f"{model['dtype']} on {report.environment['device']}, batch size {report.environment['batch_size']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),

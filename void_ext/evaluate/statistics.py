@@ -71,7 +71,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
         raise ValueError(f"only_first, only_second: expected counts >= 0, got {only_first} and {only_second}")
     total = only_first + only_second
     tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, 2 * tail / (1 << total))
 
 
 class Metric:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from void_ext.store import PHASES
+from void_ext.store import PHASES, RESPONSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +51,15 @@ class Tally:
         self._tokens: dict[str, Tensor] = {}
         self._layers = 0
 
-    def add(self, trace: Trace) -> None:
-        """Count the real tokens of a trace that is complete."""
+    def add(self, trace: Trace, answer_lengths: Tensor | None = None) -> None:
+        """Count the real tokens of a trace that is complete; of the response at most so many in each row."""
         self._layers = trace.num_layers
         for phase in (trace.prompt, trace.response):
             if not phase.mask.shape[1]:
                 continue
+            if answer_lengths is not None and phase.name == PHASES[RESPONSE]:
+                places = torch.arange(phase.mask.shape[1], device=phase.mask.device)
+                phase.mask = phase.mask & (places < answer_lengths.to(phase.mask.device)[:, None])
             counts, tokens = self._count(phase)
             if phase.name in self._counts:
                 self._counts[phase.name] += counts

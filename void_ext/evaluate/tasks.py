@@ -67,6 +67,9 @@ def load_tasks(
 def _add(found: dict[str, TaskRun], name: str, task: Any, group: str | None) -> None:
     if name in found:
         raise ValueError(f"tasks: {name!r} is asked for twice, by itself or in groups; name it once")
+    for metric, aggregation in task.aggregation().items():
+        if not callable(aggregation):  # the harness would notice after it has answered everything
+            raise ValueError(f"task {name!r}: lm-eval knows no aggregation of the name given for metric {metric!r}")
     found[name] = TaskRun(task, group=group)
 
 

@@ -15,7 +15,7 @@ from void_ext._files import replacing
 CAPITALS, TOPICS = "capitals", "python_topics"
 _LEAST_PEOPLE = 1_000_000
 _PIECE = 1500  # characters
-_PIECES = 32
+_PIECES = 24
 
 
 def write_capitals(directory: str | Path, *, force: bool = False) -> Path:
