@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from void_ext.cli import _eval_parser, _generate, _run
 from void_ext.cli._console import Terminal
-from void_ext.evaluate.cells import CellStore
+from void_ext.evaluate.cells import CELLS, CellStore
 from void_ext.evaluate.modes import EXIT, SKIP, ModeSpec
 
 if TYPE_CHECKING:
@@ -32,12 +32,18 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     tasks = _load_tasks(arguments, terminal)
     model, tokenizer = _run.load_model(arguments, terminal)
     modes = _modes(arguments, model, plans)
-    with terminal.waiting() as progress:
-        report = evaluate.run(
-            model, tokenizer, tasks, modes, settings, directory=store, config=_config(arguments), progress=progress
-        )
-        progress("writing the results", 0, 0)
-        files = report.save(arguments.out, force=True)
+    try:
+        with terminal.waiting() as progress:
+            report = evaluate.run(
+                model, tokenizer, tasks, modes, settings, directory=store, config=_config(arguments), progress=progress
+            )
+            progress("writing the results", 0, 0)
+            files = report.save(arguments.out, force=True)
+    except BaseException:
+        kept = len(list((store.directory / CELLS).glob("*.json")))
+        if kept:
+            terminal.note(f"{kept} finished in {arguments.out}; the same command without --force goes on from there")
+        raise
     if arguments.json:
         document = {**report.to_dict(), "files": {name: str(path) for name, path in files.items()}}
         terminal.document(json.dumps(document, indent=1, ensure_ascii=not terminal.blocks, allow_nan=False))
