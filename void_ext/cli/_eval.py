@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,18 +34,12 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     tasks = _load_tasks(arguments, terminal)
     model, tokenizer = _run.load_model(arguments, terminal)
     modes = _modes(arguments, model, plans)
-    try:
-        with terminal.waiting() as progress:
-            report = evaluate.run(
-                model, tokenizer, tasks, modes, settings, directory=store, config=_config(arguments), progress=progress
-            )
-            progress("writing the results", 0, 0)
-            files = report.save(arguments.out, force=True)
-    except BaseException:
-        kept = len(list((store.directory / CELLS).glob("*.json")))
-        if kept:
-            terminal.note(f"{kept} finished in {arguments.out}; the same command without --force goes on from there")
-        raise
+    with _telling_what_is_kept(store, terminal), terminal.waiting() as progress:
+        report = evaluate.run(
+            model, tokenizer, tasks, modes, settings, directory=store, config=_config(arguments), progress=progress
+        )
+        progress("writing the results", 0, 0)
+        files = report.save(arguments.out, force=True)
     if arguments.json:
         document = {**report.to_dict(), "files": {name: str(path) for name, path in files.items()}}
         terminal.document(json.dumps(document, indent=1, ensure_ascii=not terminal.blocks, allow_nan=False))
@@ -52,6 +48,17 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for name, path in files.items():
         terminal.print(f"{name}: {path}")
     return 0
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(store: CellStore, terminal: Terminal) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        kept = len(list((store.directory / CELLS).glob("*.json")))
+        if kept:
+            terminal.note(f"{kept} finished in {store.directory}; the same command without --force goes on from there")
+        raise
 
 
 def _read_plans(arguments: argparse.Namespace) -> dict[str, VoidPlan]:
