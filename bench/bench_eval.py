@@ -41,13 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     from void_ext.models import smollm2
 
     model, tokenizer = smollm2(dtype=torch.float32, device="cpu")
-    watched_model = models.twin(model)
     ledger = Ledger(options.out, "overhead", "cpu")
     for threads in dict.fromkeys(options.threads):
         torch.set_num_threads(threads)
         for kind in KINDS:
             if options.only in (None, kind):
                 with quiet():
+                    watched_model = models.twin(model)
                     base, subject = units(kind, model, watched_model, tokenizer, options)
                     cell = {
                         "model": "SmolLM2-135M",
@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
 def units(
     kind: str, model: Any, watched_model: Any, tokenizer: Any, options: argparse.Namespace
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One answering of the same requests by plain lm-eval, and by the watched model with a patch and a tally of its own."""
+    """One answering of the same requests by plain lm-eval, and by the watched model with a tally of its own.
+
+    Patching itself is left out: it comes once per task and mode, whatever the number of requests.
+    """
     from lm_eval.models.huggingface import HFLM
 
     from void_ext.evaluate.harness import WatchedLM
@@ -74,13 +77,14 @@ def units(
     requests = make_requests(kind, options.documents)
     plain = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=options.batch_size, backend="causal")
     watched = WatchedLM(watched_model, tokenizer, options.batch_size)
+    handle = void_ext.patch(watched_model)
 
     def base() -> None:
         getattr(plain, kind)(requests, disable_tqdm=True)
 
     def subject() -> None:
         tally = Tally((0.8,))
-        with void_ext.patch(watched_model) as handle, watched.watching(handle, tally):
+        with watched.watching(handle, tally):
             getattr(watched, kind)(requests)
             tally.result()
 

@@ -140,6 +140,29 @@ def test_a_run_and_its_results(
     assert "holds a run of another configuration" in capsys.readouterr().err
 
 
+def test_an_interrupted_run_says_what_is_kept(
+    model: str, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.evaluator import evaluate
+
+    calls: list[object] = []
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*given, **named)
+
+    out = tmp_path / "out"
+    argv = ["eval", model, "--tasks", "echo", "--task-path", str(task), "--out", str(out), "--device", "cpu"]
+    monkeypatch.setattr("lm_eval.evaluator.evaluate", interrupted)
+    assert cli.main(argv) == 130
+    assert f"1 finished in {out}; the same command without --force goes on from there" in capsys.readouterr().err
+    assert cli.main(argv) == 0
+    assert len(calls) == 3
+    assert "| exit α=0.8 | 6 of 6 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "label"),
     [

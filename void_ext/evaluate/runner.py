@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from void_ext import _options
-from void_ext.evaluate.cells import FORMAT, Cell, CellStore, Item, plain, restored
+from void_ext.evaluate.cells import Cell, CellStore, Item, plain, restored
+from void_ext.evaluate.configuration import configuration_of, environment_of
 from void_ext.evaluate.modes import ModeSpec, check_modes
 from void_ext.evaluate.report import Report, TaskInfo
 from void_ext.evaluate.statistics import Metric
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from void_ext.evaluate.harness import WatchedLM
-
-_PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "void_ext")
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def run(
             earlier = None if store is None else store.batch_size
             size = earlier or harness.choose_batch_size(lm, min(longest, lm.max_length))
         lm.batch_size_per_gpu = int(size)
-        configuration = _configuration(model, infos, modes, settings, config)
+        configuration = configuration_of(model, infos, modes, settings, config)
         done = {} if store is None else store.begin(configuration, int(size))
         alphas = tuple(dict.fromkeys((settings.alpha, *(mode.alpha for mode in modes))))
         cells: list[Cell] = []
@@ -157,7 +153,7 @@ def run(
         tasks=infos,
         modes=list(modes),
         configuration=configuration,
-        environment=_environment(model, int(size)),
+        environment=environment_of(model, int(size)),
         confidence=settings.confidence,
     )
 
@@ -306,62 +302,6 @@ def _prepared(entry: TaskRun, settings: Settings, seed: int) -> Iterator[None]:
     finally:
         task.set_config("generation_kwargs", generation)
         task.set_config("num_fewshot", shots)
-
-
-def _configuration(
-    model: PreTrainedModel,
-    tasks: Mapping[str, TaskInfo],
-    modes: Sequence[ModeSpec],
-    settings: Settings,
-    config: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """All that decides the numbers, in JSON: two runs with equal ones may share cells."""
-    from void_ext._fingerprint import Fingerprint
-
-    known: dict[str, Any] = plain(
-        {
-            "format": FORMAT,
-            "versions": {name: _version(name) for name in _PACKAGES},
-            "model": {
-                "name": model.config.name_or_path or type(model).__name__,
-                "class": type(model).__name__,
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": model.device.type,
-                "attention": getattr(model.config, "_attn_implementation", None),
-                "fingerprint": dataclasses.asdict(Fingerprint.of(model)),
-            },
-            "tasks": {name: info.to_dict() for name, info in tasks.items()},
-            "modes": [{"label": mode.label, **mode.config} for mode in modes],
-            "settings": dataclasses.asdict(settings),
-            "extra": dict(config or {}),
-        }
-    )
-    return known
-
-
-def _version(package: str) -> str:
-    if package == "torch":
-        import torch
-
-        return str(torch.__version__)
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        import void_ext
-
-        return void_ext.__version__ if package == "void_ext" else "unknown"
-
-
-def _environment(model: PreTrainedModel, batch_size: int) -> dict[str, Any]:
-    import torch
-
-    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
-    return {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "batch_size": batch_size,
-    }
 
 
 # ---- one cell ----

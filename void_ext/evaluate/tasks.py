@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -193,7 +194,8 @@ class _explained:  # noqa: N801 - a context manager, used as a function is
         if isinstance(error, FileNotFoundError) and self.path in ("json", "csv", "parquet", "text", "arrow"):
             return DataError(f"{what}: a file that it names is not there: {text}")
         if _is_unreachable(error):
-            call = f"datasets.load_dataset({self.path!r}" + (f", {self.config!r})" if self.config else ")")
+            named = ", ".join(json.dumps(str(name)) for name in (self.path, self.config) if name)
+            call = f"datasets.load_dataset({named})"
             return DataError(
                 f"{what}: its documents ({self.path or 'a data set of the hub'}) are not in the Hugging Face cache, "
                 f"and the hub cannot be reached. On a machine with network run `python -c 'import datasets; {call}'` "
