@@ -19,7 +19,7 @@ FORMAT = "void_ext.evaluation"
 VERSION = 1
 RUN, CELLS = "run.json", "cells"
 _FLOAT = "float"
-_RESULTS = ("results.json", "results.md", "results.png")
+_RESULTS = ("results.json", "results.md", "results.png", "protocol.json", "protocol.md", "answers.jsonl")
 
 
 @dataclass(frozen=True)

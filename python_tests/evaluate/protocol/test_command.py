@@ -13,6 +13,8 @@ from void_ext.models import ModelError
 
 pytest.importorskip("lm_eval")
 
+from void_ext.evaluate import CellStore
+
 
 @pytest.fixture
 def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +135,6 @@ def test_from_files_to_files(
         file.write("\n")
     assert cli.main(command) == 1
     assert "holds a run of another configuration" in capsys.readouterr().err
+    # --force: nothing of the old run stays beside a new one that may not get to its end.
+    CellStore(out, force=True).begin({}, 1)
+    assert sorted(path.name for path in out.iterdir()) == ["cells", "run.json"]
