@@ -16,7 +16,7 @@ from void_ext.models import smollm2
 from void_ext.testing.tasks import write_capitals
 
 pytestmark = pytest.mark.slow
-_ITEMS = 24
+_ITEMS = 16
 
 
 def test_capitals_in_the_papers_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_capitals_in_the_papers_protocol(tmp_path: Path, capsys: pytest.CaptureF
     assert dense.unparsable <= 0.2 * _ITEMS
     assert dense.rules["first"] >= 0.6 * _ITEMS
     assert found["mmlu_sampled", "dense"].unparsable <= 0.5 * _ITEMS
-    assert found["mmlu_greedy", "exit α=0.8"].rules != dense.rules
-    answers = {cell.mode: [item.answers[0] for item in cell.items] for cell in report.cells if cell.seed == 0}
-    assert all(answer.strip() for answer in answers["dense"])
-    assert any(answer.startswith(tuple("ABCD")) for answer in answers["dense"])
+    answers = {(cell.task, cell.mode): [item.answers[0] for item in cell.items] for cell in report.cells}
+    assert all(answer.strip() for answer in answers["mmlu_greedy", "dense"])
+    assert any(answer.startswith(tuple("ABCD")) for answer in answers["mmlu_greedy", "dense"])
+    assert answers["mmlu_greedy", "exit α=0.8"] != answers["mmlu_greedy", "dense"]
