@@ -85,7 +85,7 @@ def test_hub_id_without_network_names_what_works(monkeypatch: pytest.MonkeyPatch
 def test_behind_a_proxy_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:8080")
     monkeypatch.setattr(_load.socket, "getaddrinfo", lambda *_: pytest.fail("the proxy looks names up"))
-    assert _load._hub_out_of_reach() is False
+    assert _load.hub_out_of_reach() is False
 
 
 def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     plan = _read_plan(arguments)  # before the model: a damaged file is found in no time
     model, tokenizer = _run.load_model(arguments, terminal)
     ids = _run.encode(arguments, model, tokenizer, prompt)
-    options = _skip_options(arguments, model, plan)
+    options = skip_options(arguments, model, plan)
     dense = _run.generate(arguments, terminal, model, tokenizer, ids, {"mode": "trace"}, "generating, all layers")
     skipping = _run.generate(arguments, terminal, model, tokenizer, ids, options, "generating, skipping")
     assert skipping.counters is not None
@@ -57,7 +57,7 @@ def _read_plan(arguments: argparse.Namespace) -> VoidPlan | None:
     return VoidPlan.load(arguments.plan)
 
 
-def _skip_options(arguments: argparse.Namespace, model: PreTrainedModel, plan: VoidPlan | None) -> dict[str, Any]:
+def skip_options(arguments: argparse.Namespace, model: PreTrainedModel, plan: VoidPlan | None) -> dict[str, Any]:
     """The options of ``void_ext.patch`` that the command line asks for."""
     from void_ext import policies
     from void_ext.plan import VoidPlan

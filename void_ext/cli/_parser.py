@@ -11,6 +11,7 @@ from void_ext import _options
 
 ALPHA = 0.8
 MAX_NEW_TOKENS = 50
+PLAN_HELP = "a plan, as VoidPlan.save or --save-plan wrote it"
 _SIGNALS = ("delta", "abs_delta", "relative_update", "cosine")
 
 
@@ -20,10 +21,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="void-ext", description="Which layers of a language model did nothing for a token (its voids)."
     )
     parser.add_argument("--version", action="version", version=f"void-ext {void_ext.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,eval,demo}")
     _add_info(commands.add_parser("info", help="what this build is and what it runs on"))
     _add_trace(commands.add_parser("trace", help="generate with a model and show which layers were active"))
     _add_generate(commands.add_parser("generate", help="generate with layers skipped, beside the dense answer"))
+    _add_eval(commands.add_parser("eval", help="what skipping does to answers, on tasks of lm-evaluation-harness"))
     _add_demo(commands.add_parser("demo", help="the same on a small model from PyPI, with a picture"))
     return parser
 
@@ -46,7 +48,27 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_lazy("_generate"), parser=parser)
     _add_model(parser)
     group = parser.add_argument_group("skipping (a plan file, layers, or a policy)")
-    group.add_argument("--plan", metavar="FILE", help="a plan, as VoidPlan.save or --save-plan wrote it")
+    group.add_argument("--plan", metavar="FILE", help=PLAN_HELP)
+    add_skipping(group)
+    group.add_argument("--save-plan", metavar="FILE", help="keep the plan that was in force at the end, as JSON")
+    _add_judging(group)
+    _add_generation(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument("--force", action="store_true", help="replace files that exist")
+    group.add_argument("--no-timing", action="store_true", help="do not compare the speed with the unpatched model")
+    _add_common(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    from void_ext.cli._eval_parser import add_eval
+
+    parser.set_defaults(run=_lazy("_eval"), parser=parser)
+    add_eval(parser)
+    _add_common(parser)
+
+
+def add_skipping(group: argparse._ArgumentGroup, granularity: str = "with a policy: one verdict per … (token)") -> None:
+    """What to skip, but for ``--plan``: which layers, or a policy with its options; see :func:`check_skipping`."""
     group.add_argument("--skip", type=_layers, metavar="L,L-L", help="whole layers, such as 4,9-12")
     group.add_argument("--skip-attention", type=_layers, metavar="L,L-L", help="attention halves")
     group.add_argument("--skip-mlp", type=_layers, metavar="L,L-L", help="MLP halves")
@@ -59,17 +81,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--every", type=_every, metavar="K", help="with --policy refresh (default 8)")
     group.add_argument("--budget", type=_positive, metavar="N", help="with a policy: at most so many layers")
     group.add_argument("--at-least", type=_positive, metavar="N", help="with a policy: at least so many layers")
-    group.add_argument("--granularity", choices=_options.GRANULARITIES, help="with a policy: one verdict per … (token)")
+    group.add_argument("--granularity", choices=_options.GRANULARITIES, help=granularity)
     group.add_argument("--signal", choices=_SIGNALS, help="with a policy: what ranks layers (default delta)")
     group.add_argument("--protect", type=_layers, metavar="L,L-L", help="with a policy: layers that always run")
-    group.add_argument("--save-plan", metavar="FILE", help="keep the plan that was in force at the end, as JSON")
     group.add_argument("--force-plan", action="store_true", help="take a plan made for another checkpoint")
-    _add_judging(group)
-    _add_generation(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--force", action="store_true", help="replace files that exist")
-    group.add_argument("--no-timing", action="store_true", help="do not compare the speed with the unpatched model")
-    _add_common(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -156,15 +171,19 @@ def check_sampling(arguments: argparse.Namespace) -> None:
             arguments.parser.error(f"argument --{option}: only means something together with --sample")
 
 
-def check_skipping(arguments: argparse.Namespace) -> None:
-    """End with a usage error unless exactly one way of saying what to skip was used, with its own options."""
+def check_skipping(arguments: argparse.Namespace, *, granularity: bool = True) -> None:
+    """End with a usage error unless exactly one way of saying what to skip was used, with its own options.
+
+    ``granularity`` says that this option is the policies' alone.
+    """
     layers = [name for name in ("skip", "skip_attention", "skip_mlp") if getattr(arguments, name) is not None]
     ways = [name for name, used in (("plan", arguments.plan), ("skip", layers), ("policy", arguments.policy)) if used]
     if len(ways) != 1:
         got = " and ".join(f"--{name}" for name in ways) or "none"
         arguments.parser.error(f"expected one of --plan, --skip (or --skip-attention, --skip-mlp), --policy; got {got}")
     needs = {"every": arguments.policy == "refresh", "phase": bool(layers)}
-    needs |= dict.fromkeys(("budget", "protect", "signal", "granularity"), arguments.policy is not None)
+    of_policies = ("budget", "protect", "signal", *(("granularity",) if granularity else ()))
+    needs |= dict.fromkeys(of_policies, arguments.policy is not None)
     needs["at_least"] = arguments.policy in ("prompt", "refresh")
     for name, fits in needs.items():
         if getattr(arguments, name) is not None and not fits:

@@ -61,7 +61,7 @@ def load(
 
         return smollm2(dtype=wanted, device=device, progress=progress)
     name = os.path.expanduser(name)
-    from_pretrained: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or _hub_out_of_reach()}
+    from_pretrained: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or hub_out_of_reach()}
     if revision is not None:
         from_pretrained["revision"] = revision
 
@@ -114,7 +114,7 @@ def _check_directory(name: str) -> None:
     raise ModelError(message)
 
 
-def _hub_out_of_reach() -> bool:
+def hub_out_of_reach() -> bool:
     """Whether the hub's host has no address here: huggingface_hub would retry for most of a minute to find that out."""
     from huggingface_hub import constants
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from void_ext import _library, _options
@@ -330,6 +330,27 @@ class Handle:
             yield
         finally:
             self._recorder.forced_phase = before
+
+    @contextmanager
+    def real_tokens(self, mask: Tensor) -> Iterator[None]:
+        """Say which tokens are real in the plain calls inside that are given no attention mask.
+
+        For callers that pad on the right and leave the mask out, which changes no real token's output: without a word,
+        all their tokens would count.
+
+        Args:
+            mask: ``[B, T]``, nonzero = real, of the shape of these calls' inputs; calls of another shape ignore it.
+
+        Raises ValueError where ``mask`` is not two-dimensional. The model itself never sees it.
+        """
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask: expected a tensor [batch, tokens], got {got}")
+        before, self._recorder.real_tokens = self._recorder.real_tokens, mask
+        try:
+            yield
+        finally:
+            self._recorder.real_tokens = before
 
     def unpatch(self) -> None:
         """Put the model back exactly as it was found. A second call is an error."""

@@ -89,6 +89,7 @@ class Recorder(threading.local):
     store: TraceStore | None = None
     generation: Generation | None = None
     forced_phase: int | None = None
+    real_tokens: Tensor | None = None  # [B, T], for calls that come without an attention mask
     paused: bool = False
     _calls: int = 0
     _tables: dict[torch.device, list[Tensor | None]] = field(default_factory=dict)  # of the last call, for the next
@@ -121,6 +122,8 @@ class Recorder(threading.local):
         # gpt_neox calls its cache layer_past inside, but its body does not.
         cache = ledger.cache_in(arguments)
         mask = arguments.get("attention_mask")
+        if mask is None and self.real_tokens is not None and self.real_tokens.shape == (batch, length):
+            mask = self.real_tokens.to(given.device)
         generation = self.generation
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
         self._foreign = generation is not None and not (generation.expected or generation.wrapped)

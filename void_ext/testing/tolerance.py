@@ -64,11 +64,24 @@ def _compiled(dtype: torch.dtype, width: int) -> Tolerance:
     )
 
 
+def _batched_norm(dtype: torch.dtype, width: int) -> Tolerance:
+    del width
+    if dtype != torch.float32:
+        raise ValueError(f"dtype: expected float32, in which a row in a batch is close to the row alone, got {dtype}")
+    return Tolerance(
+        rtol=4e-6,
+        atol=1e-30,
+        reason="matrix products of other shapes sum in another order; norms of 564 tokens of a random Llama of 6 "
+        "layers, width 32, were off by at most 6.8e-7 of themselves between batches of 1 and 5; some six times that",
+    )
+
+
 _TABLE: dict[str, Callable[[torch.dtype, int], Tolerance]] = {
     "norm": _norm,
     "rms_norm": _rms_norm,
     "logits": _logits,
     "compiled": _compiled,
+    "batched_norm": _batched_norm,
 }
 
 
@@ -78,7 +91,8 @@ def tolerance(quantity: str, dtype: torch.dtype, width: int = 1) -> Tolerance:
     Args:
         quantity: ``"norm"`` (row and update norms against float64), ``"rms_norm"`` (the normed output of
             ``add_rms_norm``), ``"logits"`` (a model against itself by another route), ``"compiled"`` (how far a
-            compiled model is from its eager self, patched against unpatched).
+            compiled model is from its eager self, patched against unpatched), ``"batched_norm"`` (a token's norms in a
+            batch of another shape; float32 alone).
         dtype: of the rows or logits compared: float32, float16 or bfloat16.
         width: length of the reduction, where one is behind the quantity.
     Raises:

@@ -1,0 +1,258 @@
+"""Finished work: one cell per (task, mode, seed), and the directory that keeps cells so that a run can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from void_ext._files import check_output, replacing
+from void_ext.evaluate.tally import PhaseUsage
+
+FORMAT = "void_ext.evaluation"
+VERSION = 1
+RUN, CELLS = "run.json", "cells"
+_FLOAT = "float"
+_RESULTS = ("results.json", "results.md", "results.png", "protocol.json", "protocol.md", "answers.jsonl")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One document's answers.
+
+    Attributes:
+        doc_id: its index in the task's documents.
+        metrics: what the task's ``process_results`` gave; of other filters than ``none`` as ``"metric,filter"``.
+        answers: generated text after the filters, or the log-likelihood of each choice.
+    """
+
+    doc_id: int
+    metrics: dict[str, Any]
+    answers: list[Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task in one mode with one seed.
+
+    Attributes:
+        items: in the order of the documents.
+        usage: per phase; log-likelihood requests are all prompt.
+        counters: what skipping launched (``Counters.to_dict()``), None where all layers ran.
+        layers: of the model.
+        requests: the harness's requests; some share a forward call.
+        seconds: of the harness's own request loop.
+    """
+
+    task: str
+    mode: str
+    seed: int
+    items: list[Item]
+    usage: dict[str, PhaseUsage]
+    counters: dict[str, Any] | None
+    layers: int
+    requests: int
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.mode, self.seed
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens that went through the model."""
+        return sum(phase.tokens for phase in self.usage.values())
+
+    def layers_computed(self) -> float:
+        """Layers launched per forward call, a half as 0.5; phases weighted by their tokens."""
+        if self.counters is None or not self.tokens:
+            return float(self.layers)
+        total = 0.0
+        for name, phase in self.usage.items():
+            counted = self.counters[name]
+            halves = counted["attention_run"] + counted["mlp_run"]
+            total += phase.tokens * halves / (2 * counted["calls"]) if counted["calls"] else 0.0
+        return total / self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for ``json.dumps(allow_nan=False)``."""
+        return dict(plain(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Cell:
+        """What :meth:`to_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        items = [Item(int(i["doc_id"]), restored(i["metrics"]), restored(i["answers"])) for i in value["items"]]
+        usage = {
+            name: PhaseUsage(int(u["tokens"]), dict(u["active"]), list(u["executed"]))
+            for name, u in value["usage"].items()
+        }
+        return cls(
+            task=str(value["task"]),
+            mode=str(value["mode"]),
+            seed=int(value["seed"]),
+            items=items,
+            usage=usage,
+            counters=value["counters"],
+            layers=int(value["layers"]),
+            requests=int(value["requests"]),
+            seconds=float(value["seconds"]),
+        )
+
+
+class CellStore:
+    """Cells in a directory: ``run.json`` says of which configuration, ``cells/`` holds a file for each.
+
+    Args:
+        directory: made if it does not exist; its parent must.
+        force: throw an earlier run in it away.
+
+    Raises:
+        OSError: the place cannot be written.
+        ValueError: it holds a run of another configuration, or files that are no run; nothing is changed then.
+    """
+
+    def __init__(self, directory: str | Path, *, force: bool = False):
+        self.directory = Path(directory)
+        self._force = force
+        self.batch_size: int | None = None
+        self._begun = False
+        if self.directory.exists() and not self.directory.is_dir():
+            raise NotADirectoryError(f"directory: expected a directory, {str(directory)!r} is a file")
+        self._found = self._read_run()
+        if self._found is not None and not force:
+            self.batch_size = self._found.get("batch_size")
+        if self.directory.is_dir():
+            check_output(self.directory / RUN, what="directory", force=True)
+        else:
+            check_output(self.directory, what="directory")
+
+    def begin(self, configuration: Mapping[str, Any], batch_size: int) -> dict[tuple[str, str, int], Cell]:
+        """Give the cells that are finished already; from now on cells can be added."""
+        known = plain(configuration)
+        found = None if self._force else self._found
+        if found is not None and found["configuration"] != known:
+            where = "; ".join(_differences(found["configuration"], known)[:4])
+            raise ValueError(
+                f"directory: {str(self.directory)!r} holds a run of another configuration ({where}); take another "
+                "directory, or pass force (--force) to throw that run away"
+            )
+        self._begun = True
+        if found is not None:
+            return self._read_cells()
+        self._clear()
+        (self.directory / CELLS).mkdir(parents=True, exist_ok=True)
+        self._write(
+            self.directory / RUN,
+            {"format": FORMAT, "version": VERSION, "batch_size": batch_size, "configuration": known},
+        )
+        return {}
+
+    def add(self, cell: Cell) -> None:
+        """Keep a finished cell."""
+        assert self._begun
+        self._write(self._path(cell.key), cell.to_dict())
+
+    def _path(self, key: tuple[str, str, int]) -> Path:
+        return self.directory / CELLS / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24] + ".json")
+
+    def _write(self, path: Path, value: Any) -> None:
+        try:
+            with replacing(path, what="directory", force=True) as temporary:
+                temporary.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise type(error)(
+                f"{path} could not be written ({error.strerror or error}). What was finished before is kept in "
+                f"{str(self.directory)!r}: make room, then run the same command again, and it goes on from there"
+            ) from error
+
+    def _read_run(self) -> dict[str, Any] | None:
+        path = self.directory / RUN
+        if not path.exists():
+            if self.directory.is_dir() and any(self.directory.iterdir()):
+                raise ValueError(
+                    f"directory: {str(self.directory)!r} holds files and no {RUN}; expected an empty or new directory, "
+                    "or one of an earlier run"
+                )
+            return None
+        value = _read(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise ValueError(f"directory: {path} is no run of this version of void_ext; take another directory")
+        return value
+
+    def _read_cells(self) -> dict[tuple[str, str, int], Cell]:
+        cells = {}
+        for path in sorted((self.directory / CELLS).glob("[!.]*.json")):
+            try:
+                cell = Cell.from_dict(_read(path))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"directory: {path} is damaged ({error!r}); delete it and it is run again") from None
+            cells[cell.key] = cell
+        return cells
+
+    def _clear(self) -> None:
+        if not self.directory.exists():
+            return
+        for name in (RUN, *_RESULTS):
+            (self.directory / name).unlink(missing_ok=True)
+        if (self.directory / CELLS).is_dir():
+            shutil.rmtree(self.directory / CELLS)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with nothing in it but what JSON knows: ``nan`` becomes ``{"float": "nan"}``, tuples become lists."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_FLOAT: str(float(value))}
+    if hasattr(value, "tolist"):  # numpy
+        return plain(value.tolist())
+    return str(value)
+
+
+def restored(value: Any) -> Any:
+    """What :func:`plain` made JSON of, with its numbers that are not finite."""
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {name: restored(entry) for name, entry in value.items()}
+    return [restored(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """In words, where two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys((*old, *new))
+        return [
+            line for name in names for line in _differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))
+        ]
+    if old == new:
+        return []
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for index, pair in enumerate(zip(old, new, strict=True))
+            for line in _differences(*pair, f"{where}[{index}]")
+        ]
+    return [f"{where}: {_short(old)} there, {_short(new)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,77 @@
+"""What a run is known by, and where it ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from void_ext.evaluate.cells import FORMAT, plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from void_ext.evaluate.modes import ModeSpec
+    from void_ext.evaluate.report import TaskInfo
+    from void_ext.evaluate.runner import Settings
+
+_PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "void_ext")
+
+
+def configuration_of(
+    model: PreTrainedModel,
+    tasks: Mapping[str, TaskInfo],
+    modes: Sequence[ModeSpec],
+    settings: Settings,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """All that decides the numbers, in JSON: two runs with equal ones may share cells."""
+    from void_ext._fingerprint import Fingerprint
+
+    known: dict[str, Any] = plain(
+        {
+            "format": FORMAT,
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "model": {
+                "name": model.config.name_or_path or type(model).__name__,
+                "class": type(model).__name__,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": model.device.type,
+                "attention": getattr(model.config, "_attn_implementation", None),
+                "fingerprint": dataclasses.asdict(Fingerprint.of(model)),
+            },
+            "tasks": {name: info.to_dict() for name, info in tasks.items()},
+            "modes": [{"label": mode.label, **mode.config} for mode in modes],
+            "settings": dataclasses.asdict(settings),
+            "extra": dict(config or {}),
+        }
+    )
+    return known
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        import torch
+
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        import void_ext
+
+        return void_ext.__version__ if package == "void_ext" else "unknown"
+
+
+def environment_of(model: PreTrainedModel, batch_size: int) -> dict[str, Any]:
+    """Device, threads, Python and the batch size used; a run may go on in another one."""
+    import torch
+
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "batch_size": batch_size,
+    }

@@ -1,0 +1,232 @@
+"""lm-evaluation-harness's model for transformers, watched: which tokens of its requests are real, and what they show.
+
+For log-likelihoods the harness pads on the right and gives the model no attention mask; lengths tell real tokens apart.
+The model's calls are the harness's own, so answers are those of plain lm-eval, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.api import task as harness_task
+from lm_eval.models import huggingface
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator
+from lm_eval.models.utils_hf import stop_sequences_criteria
+
+from void_ext.evaluate.protocol.sampling import with_item_sampling
+from void_ext.evaluate.tally import Tally
+from void_ext.models._common import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from void_ext.patching import Handle
+
+_CPU_BATCH = 8
+_LARGEST_BATCH = 64
+
+
+class WatchedLM(HFLM):  # type: ignore[misc]
+    """HFLM over a loaded model. Inside :meth:`watching`, every call is traced and counted."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1):
+        # The harness sets a pad token where there is none; the caller's tokenizer stays as it is.
+        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal")
+        self.seconds = 0.0
+        self._handle: Handle | None = None
+        self._tally: Tally | None = None
+        self._report: Progress = silent
+        self._what = ""
+        self._done = self._total = 0
+        self._batches: Iterator[list[int]] = iter(())
+        self._lengths: Iterator[int] = iter(())
+
+    @contextlib.contextmanager
+    def watching(self, handle: Handle, tally: Tally, what: str = "", report: Progress = silent) -> Iterator[None]:
+        """Count what ``handle`` traces in the requests inside; ``seconds`` is the time they take together."""
+        self._handle, self._tally, self._what, self._report = handle, tally, what, report
+        self.seconds = 0.0
+        try:
+            yield
+        finally:
+            self._handle = self._tally = None
+            self._report = silent
+
+    # ---- requests ----
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
+        with self._timed():
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
+        self._begin(0)
+        with self._timed():
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
+        self._begin(len(requests))
+        with self._timed():
+            return super().generate_until(requests, disable_tqdm=True)
+
+    # ---- log-likelihoods ----
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> Any:
+        if self._handle is None:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        batches = self._lengths_of_batches(requests)
+        if override_bs is None:  # the rolling kind comes once per batch, and its total is not known here
+            self._begin(sum(map(len, batches)))
+        self._batches = iter(batches)
+        found = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        if next(self._batches, None) is not None:
+            raise self._out_of_step("fewer calls")
+        return found
+
+    def _lengths_of_batches(self, requests: list[Any]) -> list[list[int]]:
+        """Tokens of each row of each batch that the harness is about to make of ``requests``, in its own order."""
+
+        def order(request: Any) -> Any:
+            tokens = request[1] + request[2]
+            return -len(tokens), tuple(tokens)
+
+        def same_input(request: Any) -> Any:
+            return request[1] + request[2][:-1]
+
+        collator = Collator(requests, sort_fn=order, group_by="contexts", group_fn=same_input)
+        batches: Any = collator.get_batched(n=self.batch_size)
+        return [[min(len(row[1]) + len(row[2]) - 1, self.max_length) for row in batch] for batch in batches]
+
+    def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
+        handle, tally = self._handle, self._tally
+        if handle is None or tally is None:
+            logits: torch.Tensor = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
+            return logits
+        lengths = next(self._batches, [])
+        if len(lengths) != inps.shape[0] or max(lengths) != inps.shape[1]:
+            raise self._out_of_step(f"a call of shape {tuple(inps.shape)} for rows of {lengths} tokens")
+        with contextlib.ExitStack() as stack:
+            if min(lengths) < max(lengths):
+                positions = torch.arange(inps.shape[1], device=inps.device)
+                real = positions < torch.tensor(lengths, device=inps.device)[:, None]
+                stack.enter_context(handle.real_tokens(real))
+            logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
+        self._lengths = iter(lengths)
+        self._count(len(lengths))
+        return logits
+
+    def _select_cont_toks(self, logits: Any, contlen: int | None = None, inplen: int | None = None) -> Any:
+        if self._handle is not None:
+            expected = next(self._lengths, None)
+            if expected != inplen:
+                raise self._out_of_step(f"a row of {inplen} tokens where {expected} were counted")
+        return super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
+
+    # ---- generation ----
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> Any:
+        settings = with_item_sampling(context, max_length, settings, torch.initial_seed())
+        tokens = super()._model_generate(context, max_length, stop, **settings)
+        if self._handle is not None:
+            self._count(context.shape[0], self._answer_lengths(tokens, context.shape[1], stop))
+        return tokens
+
+    def _answer_lengths(self, tokens: torch.Tensor, prompt: int, stop: list[str]) -> torch.Tensor | None:
+        """Consumed tokens of each row up to its own stop string; None: all.
+
+        The harness lets a batch go on until every row has said one. What a row says after its own is cut off, and is
+        no part of its answer; alone, the row would have ended there.
+        """
+        rows, length = tokens.shape
+        if rows == 1:
+            return None
+        ends = [length - prompt - 1] * rows
+        criteria = stop_sequences_criteria(self.tokenizer, stop, prompt, rows)
+        for said in range(prompt + 1, length):
+            for criterion in criteria:
+                criterion(tokens[:, :said], None)
+                for row, done in enumerate(criterion.done_tracker):
+                    if done:
+                        ends[row] = min(ends[row], said - prompt - 1)
+        return torch.tensor(ends)
+
+    # ---- around them ----
+
+    def _count(self, rows: int, answer_lengths: torch.Tensor | None = None) -> None:
+        assert self._handle is not None
+        assert self._tally is not None
+        trace = self._handle.trace
+        if trace is not None:
+            self._tally.add(trace, answer_lengths)
+        self._done += rows
+        self._report(self._what, self._done, self._total)
+
+    def _begin(self, total: int) -> None:
+        self._done, self._total = 0, total
+        self._report(self._what, 0, total)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _out_of_step(self, found: str) -> RuntimeError:
+        import lm_eval
+
+        return RuntimeError(
+            f"lm-eval {lm_eval.__version__} batches its requests in another way than void_ext expects ({found}), so "
+            "padding cannot be told from tokens; 0.4.13 is known to work"
+        )
+
+
+def choose_batch_size(lm: WatchedLM, longest: int) -> int:
+    """The largest power of two up to 64 whose logits for ``longest`` tokens fit on the GPU; 8 on a CPU."""
+    if lm.device.type != "cuda":
+        return _CPU_BATCH
+    size = _LARGEST_BATCH
+    while size > 1:
+        try:
+            tokens = torch.ones((size, longest), dtype=torch.long, device=lm.device)
+            torch.nn.functional.log_softmax(lm._model_call(tokens), dim=-1)
+            return size
+        except torch.OutOfMemoryError:
+            size //= 2
+        finally:
+            torch.cuda.empty_cache()
+    return 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the harness's own bars, hints and prints: stdout belongs to results."""
+    import datasets
+
+    logger, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    bars = [(module, module.tqdm) for module in (harness_task, huggingface)]
+    had_bars = datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    for module, bar in bars:
+        module.tqdm = functools.partial(bar, disable=True)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for module, bar in bars:
+            module.tqdm = bar
+        logger.setLevel(level)
+        if not had_bars:
+            datasets.enable_progress_bars()

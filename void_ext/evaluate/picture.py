@@ -1,0 +1,118 @@
+"""One picture of a report: per task, its score against the layers computed, and which layers were active."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from void_ext._files import replacing
+from void_ext.evaluate.modes import DENSE, EXIT, SKIP, ModeSpec
+from void_ext.plot import check_plot_path
+from void_ext.store import PHASES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from void_ext.evaluate.report import Report
+
+# Inches.
+_SCORE_WIDTH, _LAYER, _HEAT_LEAST, _ROW, _HEIGHT_LEAST = 3.4, 0.16, 2.6, 0.19, 2.2
+_MOST = 12  # panels; a picture of more is no picture
+_DPI = 130
+_FONT_SIZE = 8.0
+# Okabe-Ito.
+_COLOURS = {DENSE: "#000000", EXIT: "#D55E00", SKIP: "#0072B2"}
+_MARKERS = {DENSE: "o", EXIT: "^", SKIP: "s"}
+
+
+def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Draw a report into ``path``: a row a task, or a group of tasks; of more than 12, the first 12.
+
+    An early exit computes all layers: its filled mark stands there, and a hollow one where its active layers are.
+    """
+    target = check_plot_path(path, force=force)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    grouped = {member for name, members in report.names.items() if members != [name] for member in members}
+    names = [name for name in report.names if name not in grouped][:_MOST]
+    layers = report.usage[0].layers
+    heat = max(_HEAT_LEAST, _LAYER * layers)
+    heights = [max(_HEIGHT_LEAST, _ROW * len(_lines(report, name)) + 0.9) for name in names]
+    with matplotlib.rc_context(), replacing(target, force=force) as temporary:
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": _FONT_SIZE})
+        figure = Figure(figsize=(_SCORE_WIDTH + heat + 3.4, sum(heights) + 0.3), layout="constrained")
+        axes: Any = figure.subplots(
+            len(names), 2, squeeze=False, width_ratios=(_SCORE_WIDTH, heat), height_ratios=heights
+        )
+        image: Any = None
+        for (left, right), name in zip(axes, names, strict=True):
+            _draw_scores(left, report, name)
+            image = _draw_usage(right, report, name)
+        figure.colorbar(image, ax=axes[:, 1].tolist(), label="share of tokens for which it was active", shrink=0.7)
+        figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=_DPI)
+    return target
+
+
+def _draw_scores(axes: Axes, report: Report, name: str) -> None:
+    metric = report.first_metric(name)
+    for mode in report.modes:
+        row = report.score(name, mode.label, metric)
+        usage = next(u for u in report.usage if (u.task, u.mode) == (name, mode.label))
+        colour, marker = _COLOURS[mode.name], _MARKERS[mode.name]
+        value = row.score.value
+        error = None
+        if row.score.low is not None and row.score.high is not None:
+            # A percentile interval need not hold the value itself.
+            error = [[max(0.0, value - row.score.low)], [max(0.0, row.score.high - value)]]
+        axes.errorbar(usage.computed, value, yerr=error, fmt=marker, color=colour, markersize=5, linewidth=1, capsize=2)
+        where = usage.computed
+        if mode.name == EXIT:
+            where = usage.mean_active_of_all()
+            axes.plot([where, usage.computed], [value, value], color=colour, linewidth=0.7, linestyle=":")
+            axes.plot(where, value, marker, color=colour, markersize=5, fillstyle="none")
+        axes.annotate(
+            mode.label,
+            (where, value),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=_FONT_SIZE - 1,
+            color=colour,
+            parse_math=False,
+        )
+    layers = report.usage[0].layers
+    axes.set_xlim(-0.02 * layers, 1.12 * layers)
+    axes.set_xlabel("layers computed per token (hollow: active ones)")
+    axes.set_ylabel(metric, parse_math=False)
+    if "perplexity" in metric:
+        axes.set_yscale("log")
+    axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _draw_usage(axes: Axes, report: Report, name: str) -> Any:
+    lines = _lines(report, name)
+    usage = {(row.task, row.mode): row for row in report.usage}
+    table = np.array([usage[name, mode.label].active[phase] for mode, phase in lines])
+    image = axes.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    axes.set_yticks(range(len(lines)), [f"{mode.label}, {phase}" for mode, phase in lines])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    layers = table.shape[1]
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 10**6) if layers / step <= 16)
+    axes.set_xticks(range(0, layers, step))
+    axes.set_xlabel("layer")
+    return image
+
+
+def _lines(report: Report, name: str) -> list[tuple[ModeSpec, str]]:
+    """The rows of the heatmap: modes, in the phases that have a token."""
+    usage = {(row.task, row.mode): row for row in report.usage}
+    return [(mode, phase) for mode in report.modes for phase in PHASES if usage[name, mode.label].tokens[phase]]

@@ -1,0 +1,385 @@
+"""Runs every task in every mode with every seed, one cell after the other, and keeps what is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from void_ext import _options
+from void_ext.evaluate.cells import Cell, CellStore, Item, plain, restored
+from void_ext.evaluate.configuration import configuration_of, environment_of
+from void_ext.evaluate.modes import ModeSpec, check_modes
+from void_ext.evaluate.report import Report, TaskInfo
+from void_ext.evaluate.statistics import Metric
+from void_ext.models._common import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from void_ext.evaluate.harness import WatchedLM
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task with what one entry of the run needs.
+
+    Attributes:
+        task: an ``lm_eval.api.task.Task``.
+        generation: updates the task's ``generation_kwargs``.
+        seeds: replaces the settings' seeds.
+        group: entries with the same one have their documents pooled in one more row of the report.
+    """
+
+    task: Any
+    generation: Mapping[str, Any] | None = None
+    seeds: tuple[int, ...] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tasks and modes share.
+
+    Attributes:
+        batch_size: rows per call, or ``"auto"``: the largest that fits on a GPU, 8 on a CPU.
+        limit: at most so many documents a task; below 1 a share of them.
+        seeds: one run of each task and mode per seed: of few-shot examples, sampling, and torch, numpy and random.
+        alpha: at which usage is told, beside the modes' own.
+        fuse: as in ``void_ext.patch``.
+        num_fewshot: examples in the prompt; None: what the task says. A task that says 0 keeps 0.
+        apply_chat_template: put prompts into the tokenizer's chat template.
+        system_instruction: a system message.
+        confidence: of all intervals.
+        unsafe_code: run tasks that run code which the model writes.
+    """
+
+    batch_size: int | str = "auto"
+    limit: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    alpha: float = 0.8
+    fuse: str = "add"
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    confidence: float = 0.95
+    unsafe_code: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
+        if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit))):
+            raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
+        _check_seeds("seeds", self.seeds)
+        _options.check_alpha(self.alpha)
+        _options.check_choice("fuse", self.fuse, _options.FUSES)
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"num_fewshot: expected a number >= 0, got {self.num_fewshot}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: expected a share between 0 and 1, got {self.confidence}")
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Any],
+    modes: Sequence[ModeSpec],
+    settings: Settings | None = None,
+    *,
+    directory: str | Path | CellStore | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Evaluate ``model`` on ``tasks`` in every mode, with the same documents, requests and seeds.
+
+    Args:
+        model: loaded, not patched; it is patched for each cell and left as it was.
+        tasks: name in the report -> lm-eval task, or :class:`TaskRun`.
+        modes: at least a dense one.
+        directory: keeps finished cells; a later call with the same configuration goes on from them.
+        config: whatever of JSON else belongs to the configuration.
+        progress: called as ``progress(what, done, total)``.
+
+    Raises:
+        ModuleNotFoundError: lm-eval is not installed.
+        ValueError, TypeError: an argument is not what was expected, or ``directory`` holds another run.
+        UnsupportedModelError: a mode that this model cannot run in; before any request is answered.
+        OSError: a finished cell cannot be written; those before it are kept.
+    """
+    require_harness()
+    settings = Settings() if settings is None else settings
+    modes = check_modes(modes)
+    entries = _check_tasks(tasks)
+    if settings.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("apply_chat_template: this tokenizer has no chat template; leave it out, or give it one")
+    store = CellStore(directory) if isinstance(directory, (str, Path)) else directory
+    _try_modes(model, modes, settings)
+
+    from void_ext.evaluate import harness
+
+    with harness.quiet():
+        lm = harness.WatchedLM(model, tokenizer)
+        infos, longest = {}, 1
+        for name, entry in entries.items():
+            progress("building the requests", 0, 0)
+            infos[name], length = _survey(lm, name, entry, settings)
+            longest = max(longest, length)
+        size = settings.batch_size
+        if size == "auto":
+            earlier = None if store is None else store.batch_size
+            size = earlier or harness.choose_batch_size(lm, min(longest, lm.max_length))
+        lm.batch_size_per_gpu = int(size)
+        configuration = configuration_of(model, infos, modes, settings, config)
+        done = {} if store is None else store.begin(configuration, int(size))
+        alphas = tuple(dict.fromkeys((settings.alpha, *(mode.alpha for mode in modes))))
+        cells: list[Cell] = []
+        for name, entry in entries.items():
+            for seed in infos[name].seeds:
+                for mode in modes:
+                    cell = done.get((name, mode.label, seed))
+                    if cell is None:
+                        cell = _run_cell(lm, name, entry, mode, seed, settings, alphas, progress)
+                        if store is not None:
+                            store.add(cell)
+                    cells.append(cell)
+    return Report(
+        cells=cells,
+        tasks=infos,
+        modes=list(modes),
+        configuration=configuration,
+        environment=environment_of(model, int(size)),
+        confidence=settings.confidence,
+    )
+
+
+def require_harness() -> None:
+    """ModuleNotFoundError, with what to do, where lm-eval is not installed."""
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'evaluation needs the package lm-eval (here {error.name} is missing): pip install "void-ext[eval]"',
+            name=error.name,
+        ) from None
+
+
+# ---- before anything runs ----
+
+
+def _check_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskRun]:
+    from lm_eval.api.task import Task
+
+    if not tasks:
+        raise ValueError("tasks: expected at least one, got none")
+    found = {}
+    for name, given in tasks.items():
+        entry = given if isinstance(given, TaskRun) else TaskRun(given)
+        if not isinstance(entry.task, Task):
+            raise TypeError(f"tasks: expected lm_eval tasks or TaskRun, got {type(entry.task).__name__} for {name!r}")
+        if entry.seeds is not None:
+            _check_seeds(f"seeds of {name!r}", entry.seeds)
+        found[name] = entry
+    groups = {entry.group for entry in found.values()} - {None}
+    if both := groups & set(found):
+        raise ValueError(f"tasks: a group is called as a task is: {', '.join(sorted(map(str, both)))}")
+    return found
+
+
+def _check_seeds(what: str, seeds: Sequence[int]) -> None:
+    if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"{what}: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")
+
+
+def _try_modes(model: PreTrainedModel, modes: Sequence[ModeSpec], settings: Settings) -> None:
+    """Patch once for each mode: a plan for another model is found before the first request, not after hours."""
+    for mode in modes:
+        with _patched(model, mode, settings):
+            pass
+
+
+def _patched(model: PreTrainedModel, mode: ModeSpec, settings: Settings) -> Any:
+    import void_ext
+
+    return void_ext.patch(model, alpha=mode.alpha, fuse=settings.fuse, **copy.copy(dict(mode.options)))
+
+
+def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tuple[TaskInfo, int]:
+    """What identifies a task's requests, and how many tokens its longest has."""
+    task = entry.task
+    seeds = settings.seeds if entry.seeds is None else entry.seeds
+    with _prepared(entry, settings, seeds[0]):
+        if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
+            raise ValueError(
+                f"tasks: {name!r} runs code that the model writes; unsafe_code (--allow-task-code) lets it"
+            )
+        task.build_all_requests(**_how_to_build(lm, task, settings))
+        digest = hashlib.sha256()
+        texts, room = [], 0
+        for instance in task.instances:
+            digest.update(json.dumps(plain([instance.doc_id, instance.args]), sort_keys=True).encode())
+            texts.append(" ".join(part for part in instance.args if isinstance(part, str)))
+            room = max([room, *(int(p.get("max_gen_toks", 256)) for p in instance.args if isinstance(p, dict))])
+        # The text of most characters stands for the one of most tokens: this only guides the choice of a batch size.
+        longest = len(lm.tok_encode(max(texts, key=len))) + room
+        documents = len({instance.doc_id for instance in task.instances})
+        info = TaskInfo(
+            name=name,
+            group=entry.group,
+            seeds=tuple(seeds),
+            documents=documents,
+            requests_sha256=digest.hexdigest(),
+            config=_config_of(task),
+            generation=dict(entry.generation or {}),
+            metrics=_Metrics(task),
+            higher_is_better={key: bool(better) for key, better in (task.higher_is_better() or {}).items()},
+        )
+    return info, longest
+
+
+def _config_of(task: Any) -> dict[str, Any]:
+    try:
+        config = task.dump_config()
+    except (AttributeError, TypeError):
+        config = {"class": type(task).__qualname__}
+    return dict(plain(config))
+
+
+class _Metrics(dict[str, Metric]):
+    """``metric`` or ``metric,filter`` -> how its documents' values become one number."""
+
+    def __init__(self, task: Any):
+        super().__init__()
+        self._aggregations = task.aggregation()
+
+    def __missing__(self, key: str) -> Metric:
+        from lm_eval.api import metrics
+
+        function = self._aggregations.get(key.split(",")[0], metrics.mean)
+        name = getattr(function, "__name__", type(function).__name__)
+        known = getattr(metrics, name, None) is function
+        self[key] = Metric(name if known else f"{name} of the task", function)
+        return self[key]
+
+
+def _how_to_build(lm: WatchedLM, task: Any, settings: Settings) -> dict[str, Any]:
+    from lm_eval.evaluator_utils import get_sample_size
+
+    chat = settings.apply_chat_template
+    return {
+        "limit": get_sample_size(task, settings.limit),
+        "rank": 0,
+        "world_size": 1,
+        "system_instruction": settings.system_instruction,
+        "apply_chat_template": chat,
+        "fewshot_as_multiturn": chat,
+        "chat_template": lm.apply_chat_template if chat else None,
+        "tokenizer_name": lm.tokenizer_name if chat else "",
+    }
+
+
+@contextlib.contextmanager
+def _prepared(entry: TaskRun, settings: Settings, seed: int) -> Iterator[None]:
+    """The task with this entry's settings; as it was afterwards, for the next entry may share it."""
+    from transformers import set_seed
+
+    task = entry.task
+    generation, shots = copy.deepcopy(task.get_config("generation_kwargs")), task.get_config("num_fewshot")
+    try:
+        if entry.generation:
+            task.set_config("generation_kwargs", {**(generation or {}), **entry.generation})
+        if shots is None or (settings.num_fewshot is not None and shots != 0):
+            task.set_config("num_fewshot", settings.num_fewshot or 0)
+        set_seed(seed)
+        task.set_fewshot_seed(seed)
+        yield
+    finally:
+        task.set_config("generation_kwargs", generation)
+        task.set_config("num_fewshot", shots)
+
+
+# ---- one cell ----
+
+
+def _run_cell(
+    lm: WatchedLM,
+    name: str,
+    entry: TaskRun,
+    mode: ModeSpec,
+    seed: int,
+    settings: Settings,
+    alphas: tuple[float, ...],
+    progress: Progress,
+) -> Cell:
+    import torch
+    from lm_eval.evaluator import evaluate
+
+    from void_ext.evaluate.tally import Tally
+
+    tally = Tally(alphas)
+    chat = settings.apply_chat_template
+    what = f"{name} · {mode.label}" + (f" · seed {seed}" if len(entry.seeds or settings.seeds) > 1 else "")
+    with (
+        _prepared(entry, settings, seed),
+        _patched(lm.model, mode, settings) as handle,
+        lm.watching(handle, tally, what, progress),
+    ):
+        try:
+            results = evaluate(
+                lm,
+                {"tasks": {name: entry.task}, "groups": {}},
+                limit=settings.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                system_instruction=settings.system_instruction,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                confirm_run_unsafe_code=settings.unsafe_code,
+            )
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"{what}: the GPU ran out of memory at batch size {lm.batch_size}; choose a smaller one "
+                f"(--batch-size). What was finished before is kept. {error}"
+            ) from error
+        counters = None if handle.counters is None else handle.counters.to_dict()
+        layers = handle.trace.num_layers if handle.trace is not None else 0
+        handle.release()
+        return Cell(
+            task=name,
+            mode=mode.label,
+            seed=seed,
+            items=_items(results["samples"][name]),
+            usage=tally.result(),
+            counters=counters,
+            layers=layers,
+            requests=len(entry.task.instances),
+            seconds=lm.seconds,
+        )
+
+
+def _items(samples: list[dict[str, Any]]) -> list[Item]:
+    """One item per document; the harness gives a sample per document and filter."""
+    found: dict[int, Item] = {}
+    for sample in samples:
+        doc_id, kind = int(sample["doc_id"]), sample["filter"]
+        item = found.setdefault(doc_id, Item(doc_id, {}, []))
+        for metric in sample["metrics"]:
+            item.metrics[metric if kind == "none" else f"{metric},{kind}"] = _plain_value(sample[metric])
+        item.answers.extend(_plain_value(_answer(answer)) for answer in sample["filtered_resps"])
+    return list(found.values())
+
+
+def _answer(answer: Any) -> Any:
+    # (log-likelihood, whether greedy decoding would have said it); a text; a log-likelihood
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+def _plain_value(value: Any) -> Any:
+    """A metric's value of Python's own types, as it will be when read back from a file."""
+    return restored(plain(value))
