@@ -50,16 +50,17 @@ def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = F
             len(names), 2, squeeze=False, width_ratios=(_SCORE_WIDTH, heat), height_ratios=heights
         )
         image: Any = None
-        for (left, right), name in zip(axes, names, strict=True):
-            _draw_scores(left, report, name)
+        for (left, right), name, height in zip(axes, names, heights, strict=True):
+            _draw_scores(left, report, name, height)
             image = _draw_usage(right, report, name)
         figure.colorbar(image, ax=axes[:, 1].tolist(), label="share of tokens for which it was active", shrink=0.7)
         figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=_DPI)
     return target
 
 
-def _draw_scores(axes: Axes, report: Report, name: str) -> None:
+def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
     metric = report.first_metric(name)
+    labels: list[tuple[float, float, str, str]] = []
     for mode in report.modes:
         row = report.score(name, mode.label, metric)
         usage = next(u for u in report.usage if (u.task, u.mode) == (name, mode.label))
@@ -75,26 +76,43 @@ def _draw_scores(axes: Axes, report: Report, name: str) -> None:
             where = usage.mean_active_of_all()
             axes.plot([where, usage.computed], [value, value], color=colour, linewidth=0.7, linestyle=":")
             axes.plot(where, value, marker, color=colour, markersize=5, fillstyle="none")
-        axes.annotate(
-            mode.label,
-            (where, value),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=_FONT_SIZE - 1,
-            color=colour,
-            parse_math=False,
-        )
+        labels.append((where, value, mode.label, colour))
     layers = report.usage[0].layers
     axes.set_xlim(-0.02 * layers, 1.12 * layers)
     axes.set_xlabel("layers computed per token (hollow: active ones)")
     axes.set_ylabel(metric, parse_math=False)
     if "perplexity" in metric:
         axes.set_yscale("log")
+    _draw_labels(axes, labels, height)
     axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _draw_labels(axes: Axes, labels: list[tuple[float, float, str, str]], height: float) -> None:
+    """Beside their marks, and higher where another label is in the way."""
+    low, high = axes.transData.transform([(0, y) for y in axes.get_ylim()])[:, 1]
+    points = 72 * (height - 0.9) / (high - low)
+    taken: list[tuple[float, float]] = []
+    reach = axes.get_xlim()[1] * 0.4
+    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+        own = (axes.transData.transform((0, y))[1] - low) * points
+        place = own + 4
+        for other_x, other in sorted(taken, key=lambda one: one[1]):
+            if abs(other_x - x) < reach and abs(other - place) < _FONT_SIZE:
+                place = other + _FONT_SIZE
+        taken.append((x, place))
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(4, place - own),
+            textcoords="offset points",
+            fontsize=_FONT_SIZE - 1,
+            color=colour,
+            parse_math=False,
+        )
 
 
 def _draw_usage(axes: Axes, report: Report, name: str) -> Any:
