@@ -132,7 +132,10 @@ def _layer_count(config: Any) -> int:
 
 def _size(config: Any, *names: str, default: int = 0) -> int:
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # transformers 5.24, where layers have values of their own: the common one
+            value = vars(config).get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return default

@@ -54,7 +54,10 @@ _TRANSPOSED = KeyForm(norm_at="transposed")
 ATTENTION_FORWARDS: dict[str, KeyForm] = {
     # transformers 4.57: llama, mistral, qwen2
     **dict.fromkeys(("835f43318dc1eb22", "5acb9d544704d799", "80ad52bb6aa1fc62"), _PLAIN),
-    # 5.17 to 5.23: the same three
+    "2ea5083176be9412": _PLAIN,  # qwen3 in 4.57
+    "f7f9bc7b127e10f1": _FLAT,  # olmo2 in 4.57
+    "5ba965be63c6622e": KeyForm(packed=True),  # phi3 in 4.57
+    # 5.17 to 5.24: the same three
     **dict.fromkeys(("6f87980ac0ee7e42", "f3d3c6d20f5eb730", "1a25cc1c6a4b9039"), _PLAIN),
     # 5.18
     "5992781fd240c8a2": _PLAIN,  # qwen3, qwen3_moe and others with a k_norm

@@ -74,6 +74,7 @@ _FOUR_NORMS = LayerForm(
 LAYER_FORWARDS: dict[str, LayerForm] = {
     "8baa10e6eeda8e23": _PRE_NORM,  # transformers 4.57 and 5.0: llama, mistral, qwen2 and many others
     "3cfc8a7623e0ffb2": _PRE_NORM,  # 5.8 to 5.23: the same
+    "0d1a8e74f7c2c571": LayerForm(mlp="block_sparse_moe"),  # mixtral in 4.57
     "e80d5460319f0da7": _PRE_NORM,  # mixtral, minimax_m2, phimoe
     "219f8191134c46a1": _PRE_NORM,  # gpt_oss
     "77000d1a3f056764": LayerForm(input_norm="attention_layernorm", post_norm="feedforward_layernorm"),  # apertus
@@ -81,6 +82,9 @@ LAYER_FORWARDS: dict[str, LayerForm] = {
     "ec2845de4840f7ed": LayerForm(attention="self_attention"),  # jetmoe
     "f415fe06b28ecc1b": LayerForm(passes_rest=False),  # nemotron
     "26cadfe4da573317": LayerForm(attention_after=("resid_attn_dropout",), mlp_after=("resid_mlp_dropout",)),  # phi3
+    "69418627a509a069": LayerForm(  # the same in 4.57
+        attention_after=("resid_attn_dropout",), mlp_after=("resid_mlp_dropout",)
+    ),
     "3dcc98bc573571a9": LayerForm(attention_after=("dropout",), mlp_after=("dropout",)),  # emu3
     "c19975aaedc21d99": LayerForm(mlp_after=("dropout",)),  # persimmon
     "8961432b77e230ea": _FOUR_NORMS,  # gemma2, gemma3
@@ -90,6 +94,7 @@ LAYER_FORWARDS: dict[str, LayerForm] = {
     "5d4a17c5c8b4af06": LayerForm(  # glm4
         attention_after=("post_self_attn_layernorm",), mlp_after=("post_mlp_layernorm",)
     ),
+    "a7b6a62152d2ee88": _POST_NORM,  # olmo2 and others in 4.57
     "117815e7edd2a393": _POST_NORM,  # olmo2, olmo3, exaone4
     "7dd449abddf156c7": _POST_NORM,  # flex_olmo
     "77fe64b658d53ece": LayerForm(scale="residual_multiplier"),  # granite

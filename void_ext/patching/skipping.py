@@ -97,7 +97,7 @@ class Skipper:
 
     def twin(self) -> Skipper:
         """The same for another thread: what a policy keeps of a sequence in its attributes is not shared."""
-        twin = Skipper(copy.copy(self.policy), self.layers, self.weight_bytes, self.costs)
+        twin = Skipper(**{**self.__getstate__(), "policy": copy.copy(self.policy)})
         twin.counters = self.counters
         return twin
 
