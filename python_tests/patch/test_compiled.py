@@ -227,6 +227,19 @@ def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any
 
 
 @torch.no_grad()
+def test_patches_do_not_use_up_the_graphs_of_each_other(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    forward = compiled(model)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for _ in range(4):
+            with void_ext.patch(model) as handle:
+                forward(input_ids=ids)
+                assert handle.trace is not None
+    assert graphs() == 4
+
+
+@torch.no_grad()
 def test_inside_of_a_function(tiny: Any) -> None:
     model = tiny("llama", layers=LAYERS)
     ids = torch.randint(3, 96, (2, LENGTH))
