@@ -159,6 +159,21 @@ def test_what_cannot_be_compiled(policy: Any, reason: str, tiny: Any) -> None:
         expected = model.generate(input_ids=ids, **settings)
         with pytest.warns(UserWarning, match=f"does not compile its forward here: {reason}"):
             assert torch.equal(model.generate(input_ids=ids, compile_config=config, **settings), expected)
+        assert f"compile   no: {reason}" in handle.describe()
+    assert graphs() == 0
+
+
+def test_generate_does_not_compile_where_rows_may_differ(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(3))
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    with void_ext.patch(model, mode="skip", policy=void_ext.PromptPlan(protect_default=False)) as handle:
+        expected = model.generate(input_ids=ids, **settings)
+        assert handle.plan.response.rows == 2
+        with pytest.warns(UserWarning, match="PromptPlan may decide otherwise for each row"):
+            assert torch.equal(model.generate(input_ids=ids, compile_config=config, **settings), expected)
     assert graphs() == 0
 
 

@@ -125,8 +125,11 @@ class AutoCompile(_Method):
             return False
         skipper = self.recorder.skipper
         reason = None if skipper is None else skipper.not_compiled
-        if reason is None and skipper is not None and skipper.plan_rows is not None:
-            reason = "the plan's rows differ"
+        if reason is None and skipper is not None and skipper.by_row:
+            # It has not decided yet: what it may decide has to do.
+            mask = model_kwargs.get("attention_mask")
+            one = isinstance(mask, Tensor) and mask.shape[0] == 1
+            reason = None if one else f"{type(skipper.policy).__name__} may decide otherwise for each row"
         if reason is not None and getattr(generation_config, "compile_config", None) is not None:
             warnings.warn(f"void_ext: generate() does not compile its forward here: {reason}", stacklevel=2)
         return reason is None
