@@ -20,7 +20,7 @@ class PhaseCounters:
         rows_needed: rows (tokens of a batch row, per half) the plan wanted run.
         rows_computed: rows the launched halves went over; more than needed where a batch's rows differ.
         weight_bytes: bytes of parameters of what was launched, once per launch. Embedding, final norm and head are not
-            in it.
+            in it. With tensor parallelism the whole model's, on every rank; each reads its share of them.
     """
 
     calls: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,9 +41,17 @@ def compiled(model: Any, backend: str = "eager") -> Any:
 def decode(forward: Callable[..., Any], prefill: Callable[..., Any], model: Any, ids: Tensor, steps: int) -> Tensor:
     """Logits of greedy steps after a prefill, with a static cache."""
     cache = StaticCache(config=model.config, max_cache_len=32)
-    logits = [prefill(input_ids=ids, past_key_values=cache).logits[:, -1:]]
-    for _ in range(steps):
-        logits.append(forward(input_ids=logits[-1].argmax(-1), past_key_values=cache).logits)
+    takes_positions = "cache_position" in inspect.signature(type(model).forward).parameters
+
+    def positions(start: int, end: int) -> dict[str, Tensor]:
+        # transformers 4.57 would ask a static cache for its length, which no graph can.
+        return {"cache_position": torch.arange(start, end)} if takes_positions else {}
+
+    length = ids.shape[1]
+    logits = [prefill(input_ids=ids, past_key_values=cache, **positions(0, length)).logits[:, -1:]]
+    for step in range(length, length + steps):
+        token = logits[-1].argmax(-1)
+        logits.append(forward(input_ids=token, past_key_values=cache, **positions(step, step + 1)).logits)
     return torch.cat(logits, 1)
 
 
@@ -224,6 +233,19 @@ def test_compiled_before_or_after_patching(family: str, way: Callable[[Any], Any
     handle.unpatch()
     assert_bits_equal(forward(input_ids=ids + 1).logits, tiny(family, layers=LAYERS)(input_ids=ids + 1).logits)
     assert torch.equal(trace.prompt.tokens, ids)  # recorded nothing since
+
+
+@torch.no_grad()
+def test_patches_do_not_use_up_the_graphs_of_each_other(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, LENGTH))
+    forward = compiled(model)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for _ in range(4):
+            with void_ext.patch(model) as handle:
+                forward(input_ids=ids)
+                assert handle.trace is not None
+    assert graphs() == 4
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -51,9 +52,17 @@ def _nodes(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
 
 def decode(forward: Any, model: Any, ids: Tensor, steps: int = 4) -> Tensor:
     cache = StaticCache(config=model.config, max_cache_len=32)
-    logits = [model(input_ids=ids, past_key_values=cache).logits[:, -1:]]
-    for _ in range(steps):
-        logits.append(forward(input_ids=logits[-1].argmax(-1), past_key_values=cache).logits)
+    takes_positions = "cache_position" in inspect.signature(type(model).forward).parameters
+
+    def positions(start: int, end: int) -> dict[str, Tensor]:
+        # transformers 4.57 would ask a static cache for its length, which no graph can.
+        return {"cache_position": torch.arange(start, end)} if takes_positions else {}
+
+    length = ids.shape[1]
+    logits = [model(input_ids=ids, past_key_values=cache, **positions(0, length)).logits[:, -1:]]
+    for step in range(length, length + steps):
+        token = logits[-1].argmax(-1)
+        logits.append(forward(input_ids=token, past_key_values=cache, **positions(step, step + 1)).logits)
     return torch.cat(logits, 1)
 
 
@@ -89,11 +98,13 @@ def test_keys_and_values_alone(tiny: Any) -> None:
     ids = torch.randint(3, 96, (2, 9))
     plan = VoidPlan.from_layers(model, skip=[1], phase="prompt")
     with void_ext.patch(model, mode="skip", plan=plan) as handle:
-        expected, eager = model(input_ids=ids).logits, handle.trace
+        caches = [StaticCache(config=model.config, max_cache_len=32) for _ in range(2)]
+        expected, eager = model(input_ids=ids, past_key_values=caches[0]).logits, handle.trace
         products, backend = matrix_products()
-        cache = StaticCache(config=model.config, max_cache_len=32)
         forward = torch.compile(model, fullgraph=True, backend=backend)
-        assert_bits_equal(forward(input_ids=ids, past_key_values=cache).logits, expected)
+        assert_bits_equal(forward(input_ids=ids, past_key_values=caches[1]).logits, expected)
+        for layer in range(LAYERS):
+            assert_bits_equal(caches[1].layers[layer].keys, caches[0].layers[layer].keys)
         assert_bits_equal(handle.trace.prompt.norms, eager.prompt.norms)
     assert products == [LAYERS * 7 + 1 - 5]
 
@@ -158,6 +169,21 @@ def test_what_cannot_be_compiled(policy: Any, reason: str, tiny: Any) -> None:
         settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
         expected = model.generate(input_ids=ids, **settings)
         with pytest.warns(UserWarning, match=f"does not compile its forward here: {reason}"):
+            assert torch.equal(model.generate(input_ids=ids, compile_config=config, **settings), expected)
+        assert f"compile   no: {reason}" in handle.describe()
+    assert graphs() == 0
+
+
+def test_generate_does_not_compile_where_rows_may_differ(tiny: Any) -> None:
+    model = tiny("llama", layers=LAYERS)
+    ids = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(3))
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    with void_ext.patch(model, mode="skip", policy=void_ext.PromptPlan(protect_default=False)) as handle:
+        expected = model.generate(input_ids=ids, **settings)
+        assert handle.plan.response.rows == 2
+        with pytest.warns(UserWarning, match="PromptPlan may decide otherwise for each row"):
             assert torch.equal(model.generate(input_ids=ids, compile_config=config, **settings), expected)
     assert graphs() == 0
 

@@ -194,10 +194,10 @@ def _run(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _own_frame() -> Callable[..., Any]:
-    """``_run`` as code of its own, which is what dynamo keeps compiled graphs by.
+    """``_run`` as code of its own, which is what dynamo keeps compiled graphs by, and counts them by.
 
-    Hooks are no part of what it checks before it takes a graph again: with one frame for all, a graph of another
-    patch, or of the model without, would be taken for this one's.
+    With one frame for all, the graphs of patches long gone would use up the few that one frame may have
+    (``recompile_limit``), and each would be tried before this patch's own.
     """
     code = _run.__code__.replace(co_name=f"compiled_forward_{next(_numbers)}")
     return FunctionType(code, _run.__globals__)

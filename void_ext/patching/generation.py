@@ -126,8 +126,11 @@ class AutoCompile(_Method):
             return False
         skipper = self.recorder.skipper
         reason = None if skipper is None else skipper.not_compiled
-        if reason is None and skipper is not None and skipper.plan_rows is not None:
-            reason = "the plan's rows differ"
+        if reason is None and skipper is not None and skipper.by_row:
+            # It has not decided yet: what it may decide has to do.
+            generation = self.recorder.generation
+            one = generation is not None and generation.rows == 1
+            reason = None if one else f"{type(skipper.policy).__name__} may decide otherwise for each row"
         if reason is not None and getattr(generation_config, "compile_config", None) is not None:
             warnings.warn(f"void_ext: generate() does not compile its forward here: {reason}", stacklevel=2)
         return reason is None
@@ -164,7 +167,14 @@ class _Settings:
             beams=int(beams) > 1,
             wrapped=wrapped,
             offset=self.prompt_length() - self.ids_length(),
+            rows=self.rows(),
         )
+
+    def rows(self) -> int:
+        """Rows of its batch, as far as arguments tell."""
+        embeds = self.kwargs.get("inputs_embeds")
+        given = embeds if embeds is not None else self.ids()
+        return (1 if given is None else int(given.shape[0])) * int(self.get("num_return_sequences") or 1)
 
     def prompt_length(self) -> int:
         embeds = self.kwargs.get("inputs_embeds")

@@ -386,8 +386,16 @@ class Handle:
                 f"  forward   {forward}",
                 f"            {self._why}",
                 f"  kernels   {kernels}",
+                f"  compile   {self._compiles()}",
             )
         )
+
+    def _compiles(self) -> str:
+        skipper = self._recorder.skipper
+        reason = None if skipper is None else skipper.not_compiled
+        if reason is not None:
+            return f"no: {reason}"
+        return "torch.compile(model), model.compile(), and generate() with a static cache, before patching or after"
 
     # ---- installing ----
 

@@ -32,6 +32,7 @@ class Generation:
     fresh_cache: bool  # the caller handed no cache over
     beams: bool
     offset: int  # position of the first column of the ids that generate() works on
+    rows: int  # of its batch
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     tokens: Tensor | None = None  # what the next forward consumes
     expected: bool = False  # the next forward is generate()'s own

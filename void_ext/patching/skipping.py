@@ -119,11 +119,6 @@ class Skipper:
             return f"{name} decides for every token, and each decision would have to be compiled"
         return None
 
-    @property
-    def plan_rows(self) -> int | None:
-        """Batch rows between which the plan in force differs in the response; None: they are alike."""
-        return self._schedules[RESPONSE].rows
-
     def check_compiled(self, schedule: Schedule) -> None:
         """Raises ValueError where this call cannot be compiled."""
         how = "use StaticPlan or PromptPlan, or run the model without torch.compile"
