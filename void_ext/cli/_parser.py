@@ -20,10 +20,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="void-ext", description="Which layers of a language model did nothing for a token (its voids)."
     )
     parser.add_argument("--version", action="version", version=f"void-ext {void_ext.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,plan,demo}")
     _add_info(commands.add_parser("info", help="what this build is and what it runs on"))
     _add_trace(commands.add_parser("trace", help="generate with a model and show which layers were active"))
     _add_generate(commands.add_parser("generate", help="generate with layers skipped, beside the dense answer"))
+    _add_plan(
+        commands.add_parser("plan", help="search which layers can go, measured on a text, and save the best plan")
+    )
     _add_demo(commands.add_parser("demo", help="the same on a small model from PyPI, with a picture"))
     return parser
 
@@ -69,6 +72,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument("--force", action="store_true", help="replace files that exist")
     group.add_argument("--no-timing", action="store_true", help="do not compare the speed with the unpatched model")
+    _add_common(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from void_ext.cli._plan_parser import add_plan
+
+    parser.set_defaults(run=_lazy("_plan"), parser=parser)
+    add_plan(parser)
     _add_common(parser)
 
 

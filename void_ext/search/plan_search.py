@@ -1,0 +1,353 @@
+"""The whole of a search: rankings from one traced pass, baselines, greedy search, and all of them measured on two texts.
+
+Everything measured goes to a state file at once, so that an interrupted search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import void_ext
+from void_ext import _options
+from void_ext._fingerprint import Fingerprint
+from void_ext._selection import Criterion, check_indices
+from void_ext.plan import VoidPlan
+from void_ext.search import greedy, units
+from void_ext.search.baselines import blind, rankings, trace_of
+from void_ext.search.frontier import Frontier, Point
+from void_ext.search.greedy import Cost, Greedy
+from void_ext.search.measure import Judge, Quality
+from void_ext.search.prefix import Prefixes, PrefixRunner
+from void_ext.search.state import State, key_of
+from void_ext.search.text import Passage
+from void_ext.search.units import halves_of, plan_of, size_of, units_of
+
+#: progress(what, done, total)
+Progress = Callable[[str, int, int], None]
+BASELINES = 5  # four rankings and the last layers, beside the random ones
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is searched.
+
+    Attributes:
+        budgets: whole layers to leave out, ascending; a plan is found for each.
+        kinds: ``"layers"``, ``"halves"`` or both: what the greedy search lets go. Halves go until their weights reach
+            those of the budget's layers.
+        alpha: of the ranking by voids.
+        shortlist: units that a greedy step after the first measures.
+        seeds: how many random plans.
+        protect, protect_default: layers that always run, in every method but "last layers".
+    """
+
+    budgets: tuple[int, ...]
+    kinds: tuple[str, ...] = ("layers",)
+    alpha: float = 0.8
+    shortlist: int = greedy.SHORTLIST
+    seeds: int = 3
+    protect: tuple[int, ...] = ()
+    protect_default: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.budgets or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in self.budgets):
+            raise ValueError(f"budgets: expected whole numbers of layers >= 1, got {self.budgets!r}")
+        object.__setattr__(self, "budgets", tuple(sorted(set(self.budgets))))
+        if not self.kinds:
+            raise ValueError(f"kinds: expected {' or '.join(units.KINDS)} or both, got none")
+        for kind in self.kinds:
+            _options.check_choice("kinds", kind, units.KINDS)
+        _options.check_alpha(self.alpha)
+        for name, least in (("shortlist", 1), ("seeds", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+        object.__setattr__(self, "protect", check_indices("protect", self.protect))
+
+    def protected(self, layers: int) -> tuple[int, ...]:
+        """The layers that always run. Raises ValueError where the greatest budget does not fit beside them."""
+        most = self.budgets[-1]
+        criterion = Criterion(budget=most, at_least=most, protect=self.protect, protect_default=self.protect_default)
+        criterion.limits(layers)
+        return criterion.protected(layers)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a search takes at most, in layer evaluations over one text (a half counts 0.5), told before it begins.
+
+    Attributes:
+        trace: the traced pass that all rankings come from.
+        dense: the dense model on both texts.
+        plans: measuring the plans that are not searched, and the searched ones on the held-out text.
+        greedy: per kind of units the search itself.
+        measured: plans measured, each with final norm and head over one text.
+    """
+
+    trace: int
+    dense: int
+    plans: float
+    greedy: dict[str, Cost]
+    measured: int
+
+    @property
+    def total(self) -> float:
+        return self.trace + self.dense + self.plans + sum(cost.layers for cost in self.greedy.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        searches = {
+            kind: {"layer_evaluations": cost.layers, "by_whole_passes": cost.whole_passes, "plans": cost.plans}
+            for kind, cost in self.greedy.items()
+        }
+        return {
+            "trace": self.trace,
+            "dense": self.dense,
+            "plans": self.plans,
+            "greedy": searches,
+            "measured": self.measured,
+            "total": self.total,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        plans: for each budget the best plan measured, with the model's fingerprint.
+        evaluations: layer evaluations done by this run of the search, by what they were for.
+        steps: per kind of units the greedy steps.
+    """
+
+    frontier: Frontier
+    plans: dict[int, VoidPlan]
+    evaluations: dict[str, float]
+    steps: dict[str, list[greedy.Step]]
+
+
+def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settings: Settings) -> dict[str, Any]:
+    """All that the results depend on, JSON-ready."""
+    fingerprint = Fingerprint.of(model)
+    first = next(model.parameters())
+    return {
+        "void_ext": void_ext.__version__,
+        "model_type": fingerprint.model_type,
+        "model_norms": fingerprint.norms,
+        "layers": fingerprint.layers,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": first.device.type,
+        "sequences": passages[0].ids.shape[0],
+        "texts": {passage.role: passage.to_dict() for passage in passages},
+        "budgets": list(settings.budgets),
+        "units": list(settings.kinds),
+        "alpha": settings.alpha,
+        "shortlist": settings.shortlist,
+        "seeds": settings.seeds,
+        "protect": list(settings.protected(fingerprint.layers)),
+    }
+
+
+def costs_of(model: nn.Module, settings: Settings) -> Costs:
+    """The bound on :func:`find_plans`. Raises ValueError for budgets that do not fit the model."""
+    fingerprint = Fingerprint.of(model)
+    layers = fingerprint.layers
+    protected = settings.protected(layers)
+    searches = {
+        kind: greedy.most(
+            units_of(kind, fingerprint.weights, protected), layers, settings.budgets[-1], settings.shortlist
+        )
+        for kind in settings.kinds
+    }
+    others = BASELINES + settings.seeds
+    kept = sum(layers - budget for budget in settings.budgets)
+    # Where halves go, more of them may stay than of as many layers: every one of the lighter kind, at worst.
+    searched = sum(kept if kind == "layers" else layers * len(settings.budgets) for kind in settings.kinds)
+    count = len(settings.budgets)
+    measured = 2 + 2 * others * count + count * len(settings.kinds) + sum(cost.plans for cost in searches.values())
+    again = layers * (len(settings.kinds) - 1)  # the second search begins with the dense streams
+    return Costs(layers, 2 * layers + again, 2 * others * kept + searched, searches, measured)
+
+
+def find_plans(
+    model: nn.Module,
+    passages: tuple[Passage, Passage],
+    settings: Settings,
+    *,
+    state_path: Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Found:
+    """For each budget the plan that changes the model's answers on the calibration text least, of all that are tried.
+
+    Tried are: rankings by voids at alpha, ``|delta|``, relative update and cosine (block influence), from one traced
+    pass; random and the last layers; and a greedy search that measures. All are compared by KL to the dense logits, so
+    none of them is better on the calibration text than the plan returned. The held-out text is only reported.
+
+    Args:
+        model: in eval mode, unpatched, of an architecture that ``patch(mode="skip")`` takes; left as it was.
+        passages: calibration and held out, of as many sequences each, on the host.
+        state_path: a JSON file that is written after every plan measured, and gone on from where it exists.
+
+    Raises ValueError (UnsupportedModelError among them) for what cannot be searched, before anything is measured; and
+    for a state file that is damaged or of another search. Interrupted, what is in the state file stays.
+
+    Cost: at most :func:`costs_of`, which is far less than a pass per plan: see :mod:`void_ext.search.prefix`. Memory:
+    (L + 1) T D numbers for each text (twice that for halves), and up to 1 GiB of the dense model's probabilities each.
+    """
+    configuration = configuration_of(model, passages, settings)
+    if state_path is not None and state_path.exists():
+        state = State.load(state_path, configuration)
+    else:
+        state = State(configuration)
+        if state_path is not None:
+            state.save(state_path)
+    return _Search(model, passages, settings, state, state_path, progress).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        model: nn.Module,
+        passages: tuple[Passage, Passage],
+        settings: Settings,
+        state: State,
+        path: Path | None,
+        progress: Progress,
+    ):
+        self.model = model
+        self.settings = settings
+        self.state = state
+        self.path = path
+        self.progress = progress
+        self.fingerprint = Fingerprint.of(model)
+        self.layers = self.fingerprint.layers
+        self.protected = settings.protected(self.layers)
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+        self.ids = {
+            role: passage.ids.to(embeddings.weight.device)
+            for role, passage in zip(("calibration", "held_out"), passages, strict=True)
+        }
+        self.evaluations: dict[str, float] = {}
+        self.points: list[tuple[str, int, frozenset[int]]] = []
+        self.texts: dict[str, tuple[Prefixes, Judge]] = {}
+
+    def run(self) -> Found:
+        if not self.state.rankings:
+            self._rank()
+        with PrefixRunner(self.model) as self.runner:
+            self.points = list(self.state.rankings)
+            dense: frozenset[int] = frozenset()
+            self._measure("held_out", [dense, *(off for _, _, off in self.points)])
+            self._measure("calibration", [dense, *(off for _, _, off in self.points)])
+            for kind in self.settings.kinds:
+                self._search(kind)
+            self._measure("held_out", [off for _, _, off in self.points])
+        return self._found()
+
+    def _rank(self) -> None:
+        settings = self.settings
+        self.progress("tracing the calibration text", 0, 0)
+        traces = trace_of(self.model, self.ids["calibration"], settings.alpha)
+        self._spent("trace", self.layers)
+        rest = (settings.protect, settings.protect_default)
+        self.state.rankings = [
+            *rankings(traces, settings.budgets, settings.alpha, *rest),
+            *blind(self.layers, settings.budgets, settings.seeds, *rest),
+        ]
+        self._save()
+
+    def _measure(self, role: str, offs: Sequence[frozenset[int]]) -> None:
+        """The plans that are not measured yet on a text; two methods may have found the same one."""
+        missing = [off for off in dict.fromkeys(offs) if key_of(role, off) not in self.state.measured]
+        if not missing:
+            return
+        what = f"measuring {len(missing)} plan{'s' * (len(missing) != 1)}, {role.replace('_', '-')} text"
+        self.progress(what, 0, len(missing))
+        prefixes, judge = self._text(role)
+        before = self.runner.launched
+        for done, off in enumerate(missing):
+            self.progress(what, done, len(missing))
+            quality = judge.measure(prefixes.run(off))
+            self.state.measured[key_of(role, off)] = quality
+            self._save()
+        self._spent("plans", self._since(before))
+
+    def _search(self, kind: str) -> None:
+        budgets = self.settings.budgets
+        candidates = units_of(kind, self.fingerprint.weights, self.protected)
+        steps = self.state.steps.setdefault(kind, [])
+        prefixes, judge = self._text("calibration")
+        before = self.runner.launched
+        search = Greedy(candidates, budgets, prefixes, judge, self.settings.shortlist, list(steps))
+        while not search.finished:
+            what = f"searching {kind}: {search.size:.3g} of {budgets[-1]} layers off"
+            step = search.step(lambda done, total, what=what: self.progress(what, done, total))  # type: ignore[misc]
+            steps.append(step)
+            self._save()
+        self._spent(f"greedy, {kind}", self._since(before))
+        for budget in budgets:
+            found = search.at(budget)
+            assert found is not None
+            off, step = found
+            self.state.measured[key_of("calibration", off)] = step.quality
+            self.points.append((f"greedy, {kind}", budget, off))
+        self._save()
+
+    def _text(self, role: str) -> tuple[Prefixes, Judge]:
+        """The kept streams of a text, and a judge of others."""
+        if role not in self.texts:
+            before = self.runner.launched
+            prefixes = Prefixes(self.runner, self.ids[role], 2 if "halves" in self.settings.kinds else 1)
+            self.texts[role] = prefixes, Judge(self.runner, self.ids[role], prefixes.finals())
+            self._spent("dense", self._since(before))
+        return self.texts[role]
+
+    def _since(self, launched: int) -> float:
+        return (self.runner.launched - launched) / 2 / len(self.ids["calibration"])
+
+    def _spent(self, what: str, evaluations: float) -> None:
+        self.evaluations[what] = self.evaluations.get(what, 0.0) + evaluations
+
+    def _save(self) -> None:
+        if self.path is not None:
+            self.state.save(self.path)
+
+    def _quality(self, role: str, off: frozenset[int]) -> Quality:
+        return self.state.measured[key_of(role, off)]
+
+    def _found(self) -> Found:
+        weights = self.fingerprint.weights
+        points = tuple(
+            Point(
+                method,
+                budget,
+                # Layers differ in weight in few models; a budget counts them all as one.
+                len(off) / 2 if _whole_layers(off) else size_of(weights, off),
+                off,
+                self._quality("calibration", off),
+                self._quality("held_out", off),
+            )
+            for method, budget, off in self.points
+        )
+        dense: frozenset[int] = frozenset()
+        frontier = Frontier(self._quality("calibration", dense), self._quality("held_out", dense), points)
+        plans = {}
+        texts = self.state.configuration["texts"]["calibration"]
+        for budget in self.settings.budgets:
+            best = frontier.best(budget)
+            source = (
+                f"void_ext.search: {best.method}, budget {budget} layers, KL {best.calibration.divergence:.4g} nats on "
+                f"{math.prod(self.ids['calibration'].shape)} tokens of {texts['name']} (sha256 {texts['sha256']})"
+            )
+            plans[budget] = plan_of(best.off, self.layers, self.fingerprint, source)
+        return Found(frontier, plans, self.evaluations, self.state.steps)
+
+
+def _whole_layers(off: frozenset[int]) -> bool:
+    return off == halves_of({half // 2 for half in off})
