@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
         kinds=UNITS[arguments.units],
         alpha=arguments.alpha,
         shortlist=arguments.shortlist,
+        exchange=not arguments.no_exchange,
         seeds=arguments.seeds,
         protect=tuple(arguments.protect),
         protect_default=not arguments.no_default_protection,
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     model, tokenizer = _run.load_model(arguments, terminal)
     _check_length(arguments, model)
     texts = passages(tokenizer, calibration, held_out, sequences=arguments.sequences, length=arguments.length)
-    costs = costs_of(model, settings)
+    costs = costs_of(model, settings, arguments.sequences)
     state = folder / STATE
     if not arguments.json:
         _announce(terminal, texts, costs, state.exists())
@@ -116,13 +117,14 @@ def _announce(terminal: Terminal, texts: tuple[Passage, Passage], costs: Costs, 
         f"at most {costs.total:.6g} layer evaluations over a text (rankings {costs.trace}, dense {costs.dense}, "
         f"plans {costs.plans:.6g})"
     )
-    for kind, cost in costs.greedy.items():
-        share = cost.layers / cost.whole_passes
+    for kind, cost in costs.searches.items():
+        share = cost.greedy / cost.whole_passes
+        words = f", exchanges at most {cost.exchange:.6g}" if cost.exchange else ""
         terminal.print(
-            f"  greedy, {kind}: at most {cost.layers:.6g}, {share:.0%} of the {cost.whole_passes:.6g} of whole passes "
-            "for every unit"
+            f"  greedy, {kind}: at most {cost.greedy:.6g}, {share:.0%} of the {cost.whole_passes:.6g} that whole "
+            f"passes for every unit take{words}"
         )
-    terminal.print(f"  and final norm and head for {costs.measured} plans")
+    terminal.print(f"  and final norm and head for at most {costs.measured:.6g} plans")
     if resumed:
         terminal.print("going on from what an earlier run measured")
     terminal.print()
@@ -140,6 +142,7 @@ def _document(
     import transformers
 
     from void_ext.search.plan_search import configuration_of
+    from void_ext.search.units import named
 
     return {
         "kind": "plans",
@@ -150,8 +153,11 @@ def _document(
         "configuration": configuration_of(model, texts, settings),
         "costs_at_most": costs.to_dict(),
         "layer_evaluations": found.evaluations,
-        "greedy": {
-            kind: [{"unit": step.unit, "size": step.size, "damages": step.damages} for step in steps]
+        "steps": {
+            kind: [
+                {"how": step.how, "off": named(step.off), "kl": step.quality.divergence, "damages": step.damages}
+                for step in steps
+            ]
             for kind, steps in found.steps.items()
         },
         **found.frontier.to_dict(),

@@ -32,6 +32,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shortlist", type=_count, default=7, metavar="N", help="units a greedy step after the first measures (7)"
     )
+    group.add_argument(
+        "--no-exchange", action="store_true", help="greedy steps alone: at no budget is a layer put back for another"
+    )
     group.add_argument("--alpha", type=_alpha, default=ALPHA, metavar="A", help=f"of the voids (default {ALPHA})")
     group.add_argument("--seeds", type=_count, default=3, metavar="N", help="random plans per budget (3)")
     group.add_argument("--protect", type=_layers, default=[], metavar="L,L-L", help="layers that always run")

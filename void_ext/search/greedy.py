@@ -3,11 +3,15 @@
 The first step measures every unit. A later one measures those alone whose last measured damage was the smallest (the
 shortlist): damage is relative, and changes slowly as layers go. Each measurement runs what comes behind the unit, so a
 step costs half of what whole passes would for every unit, and the shortlist's share of that.
+
+What goes early may be wrong for what goes later. So at each budget the search may go on from a better plan found
+elsewhere, and tries to exchange each unit that has gone for one of the shortlist: on a third of the sequences first,
+and the most promising exchanges on all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from void_ext.search.measure import Judge, Quality
@@ -15,53 +19,59 @@ from void_ext.search.prefix import Prefixes, launches
 from void_ext.search.units import Unit
 
 SHORTLIST = 7
+#: An exchange is tried on every third sequence, and these many of the best on all of them.
+SCREEN = 3
+FINALISTS = 3
+_ROUNDING = 1e-9
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One unit that went.
+    """A plan that the search went on from.
 
     Attributes:
-        unit: its name.
-        size: of all that has gone, in layers.
-        quality: on the calibration text, of the plan so far.
-        damages: what was measured in this step: the growth of the mean KL per layer's weight, by unit.
+        how: ``"greedy"``: one more unit went; ``"taken"``: a better plan of the same budget, from elsewhere;
+            ``"exchange"``: some unit came back for another, or none did.
+        off: the halves off.
+        quality: on the calibration text.
+        damages: what a greedy step measured: the growth of the mean KL per layer's weight, by unit.
     """
 
-    unit: str
-    size: float
+    how: str
+    off: frozenset[int]
     quality: Quality
-    damages: dict[str, float]
+    damages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Greedy:
-    """The state of a search, from which it can go on.
+    """A search, from whose steps it can go on.
 
     Args:
-        units: what may go; budgets: in layers, ascending: where the weights of what is left to the next budget are
-            fewer than a unit's, the unit is judged by those.
+        units: what may go.
+        prefixes, judge: of the calibration text; the prefixes follow the search.
         shortlist: how many units a later step measures.
+        steps: those taken so far.
+
+    Raises ValueError for steps that no search over these units takes.
     """
 
     units: Sequence[Unit]
-    budgets: Sequence[float]
     prefixes: Prefixes
     judge: Judge
     shortlist: int = SHORTLIST
     steps: list[Step] = field(default_factory=list)
     _damages: dict[str, float] = field(default_factory=dict)
-    _left: dict[str, Unit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        done, self.steps = self.steps, []
-        self._left = {unit.name: unit for unit in self.units}
-        for step in done:
-            if step.unit not in self._left or not self._left.keys() >= step.damages.keys() >= {step.unit}:
-                raise ValueError(f"steps: expected one of the units left and what was measured, got {step.unit!r}")
-            self._take(step)
-        if done and not self._damages.keys() >= self._left.keys():
+        names = {unit.name for unit in self.units}
+        every = frozenset(half for unit in self.units for half in unit.halves)
+        for step in self.steps:
+            if not step.damages.keys() <= names or not step.off <= every:
+                raise ValueError(f"steps: expected units of this model, got {sorted(step.off)}")
+            self._damages |= step.damages
+        if self.steps and self._damages.keys() != names:
             raise ValueError("steps: expected a first one that measured every unit")
         if self.prefixes.off != self.off:
             self.prefixes.adopt(self.off)
@@ -69,28 +79,34 @@ class Greedy:
     @property
     def off(self) -> frozenset[int]:
         """The halves that have gone."""
-        return frozenset(half for unit in self.units if unit.name not in self._left for half in unit.halves)
+        return self.steps[-1].off if self.steps else frozenset()
 
     @property
-    def size(self) -> float:
-        return self.steps[-1].size if self.steps else 0.0
+    def gone(self) -> list[Unit]:
+        off = self.off
+        return [unit for unit in self.units if unit.halves <= off]
 
     @property
-    def finished(self) -> bool:
-        return _reached(self.size, self.budgets[-1]) or not self._left
+    def left(self) -> list[Unit]:
+        off = self.off
+        return [unit for unit in self.units if not unit.halves <= off]
 
-    def candidates(self) -> list[Unit]:
-        """What the next step measures, the most promising first."""
-        left = list(self._left.values())
-        if not self.steps:
-            return left
-        return sorted(left, key=lambda unit: self._damages[unit.name])[: self.shortlist]
+    def size(self, off: frozenset[int]) -> float:
+        """Of the units among these halves, in layers."""
+        return sum(unit.weight for unit in self.units if unit.halves <= off)
 
-    def step(self, report: Report = lambda done, total: None) -> Step:
-        """Let one more unit go. Nothing changes where it is interrupted."""
-        off, candidates = self.off, self.candidates()
+    def reached(self, budget: float, off: frozenset[int]) -> bool:
+        # Weights of halves are fractions: their sum may miss the budget by a rounding.
+        return self.size(off) >= budget - _ROUNDING
+
+    def step(self, budget: float, report: Report = lambda done, total: None) -> Step:
+        """Let one more unit go on the way to ``budget``. Nothing changes where it is interrupted.
+
+        Where less than a unit's weight is missing, the unit is judged by what is missing.
+        """
+        off, need = self.off, budget - self.size(self.off)
+        candidates = self._promising(self.left) if self.steps else self.left
         before = self.steps[-1].quality.divergence if self.steps else 0.0
-        need = next(budget for budget in self.budgets if not _reached(self.size, budget)) - self.size
         found: dict[str, Quality] = {}
         useful: dict[str, float] = {}
         damages: dict[str, float] = {}
@@ -100,71 +116,106 @@ class Greedy:
             grown = quality.divergence - before
             damages[unit.name] = grown / unit.weight
             useful[unit.name] = grown / min(unit.weight, need)
-        best = self._left[min(useful, key=lambda name: useful[name])]
-        step = Step(best.name, self.size + best.weight, found[best.name], damages)
-        self.prefixes.adopt(off | best.halves)
-        self._take(step)
-        report(len(candidates), len(candidates))
-        return step
+        best = min(candidates, key=lambda unit: useful[unit.name])
+        return self._go_on(Step("greedy", off | best.halves, found[best.name], damages))
 
-    def at(self, budget: float) -> tuple[frozenset[int], Step] | None:
-        """The halves off, and the step, with which ``budget`` was reached first; None: not yet."""
-        gone: set[int] = set()
-        by_name = {unit.name: unit for unit in self.units}
-        for step in self.steps:
-            gone |= by_name[step.unit].halves
-            if _reached(step.size, budget):
-                return frozenset(gone), step
-        return None
+    def take(self, off: frozenset[int], quality: Quality) -> Step:
+        """Go on from another plan, of the budget just reached."""
+        return self._go_on(Step("taken", off, quality))
 
-    def _take(self, step: Step) -> None:
+    def exchange(self, report: Report = lambda done, total: None) -> Step:
+        """Try every exchange of a unit that has gone for one of the shortlist of its weight; take the best, if any."""
+        now = self.steps[-1]
+        some = range(0, len(self.prefixes.ids), SCREEN)
+        swaps = list(self._swaps())
+        screened: list[tuple[float, frozenset[int]]] = []
+        for done, off in enumerate(swaps):
+            report(done, len(swaps) + FINALISTS)
+            quality = self.judge.measure(self.prefixes.run(off, some), some)
+            screened.append((quality.divergence, off))
+        limit = now.quality.part(some).divergence
+        best, chosen = now.off, now.quality
+        for done, (divergence, off) in enumerate(sorted(screened, key=lambda pair: pair[0])[:FINALISTS]):
+            report(len(swaps) + done, len(swaps) + FINALISTS)
+            if divergence < limit:
+                quality = self.judge.measure(self.prefixes.run(off))
+                if quality.divergence < chosen.divergence:
+                    best, chosen = off, quality
+        return self._go_on(Step("exchange", best, chosen))
+
+    def _swaps(self) -> Iterable[frozenset[int]]:
+        left = self.left
+        for gone in self.gone:
+            for unit in self._promising([one for one in left if abs(one.weight - gone.weight) < _ROUNDING]):
+                yield (self.off - gone.halves) | unit.halves
+
+    def _promising(self, units: Iterable[Unit]) -> list[Unit]:
+        return sorted(units, key=lambda unit: self._damages[unit.name])[: self.shortlist]
+
+    def _go_on(self, step: Step) -> Step:
+        self.prefixes.adopt(step.off)
         self._damages |= step.damages
-        del self._left[step.unit]
         self.steps.append(step)
-
-
-def _reached(size: float, budget: float) -> bool:
-    # Weights of halves are fractions: their sum may miss the budget by a rounding.
-    return size >= budget - 1e-9
+        return step
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a greedy search takes at most, told before it begins.
+    """What a search takes at most, told before it begins.
 
     Attributes:
-        layers: layer evaluations: one layer over the whole calibration text, a half of one counting 0.5.
-        whole_passes: the same for a search that measures every unit left at each step, by whole passes.
+        greedy: layer evaluations of the greedy steps: one layer over the whole calibration text, a half of one counts
+            0.5, a part of the sequences its share.
+        whole_passes: the same for steps that measure every unit left, each by a whole pass.
+        exchange: layer evaluations of the exchanges and of going on from other plans.
         plans: how many plans are measured, each with final norm and head over the whole text.
     """
 
-    layers: float
+    greedy: float
     whole_passes: float
-    plans: int
+    exchange: float
+    plans: float
 
 
-def most(units: Sequence[Unit], layers: int, budget: float, shortlist: int) -> Cost:
-    """The bound on :class:`Greedy`: with the lightest units first, and each step's longest runs."""
-    steps = _steps(units, budget)
-    ordered = sorted(units, key=lambda unit: unit.first)
+def most(
+    units: Sequence[Unit], layers: int, budgets: Sequence[float], shortlist: int, exchange: bool, sequences: int
+) -> Cost:
+    """The bound on a :class:`Greedy` through these budgets: the lightest units first, and each run the longest."""
+    ordered = sorted(units, key=lambda unit: min(unit.halves))
     halves = plans = whole = 0
-    for step in range(steps):
+    for step in range(_steps(units, budgets[-1])):
         # Those that have gone are the last ones: then each candidate's run is as long as it can be.
         left = ordered[: len(ordered) - step]
-        size = sum(len(unit.halves) for unit in ordered) - sum(len(unit.halves) for unit in left)
         gone = frozenset(half for unit in ordered[len(left) :] for half in unit.halves)
         measured = left if step == 0 else left[:shortlist]
         plans += len(measured)
-        halves += sum(launches(gone | unit.halves, unit.first, layers) for unit in measured)
-        halves += launches(gone | left[0].halves, left[0].first, layers)  # the streams behind what goes, kept anew
-        whole += sum(2 * layers - size - len(unit.halves) for unit in left)
-    return Cost(halves / 2, whole / 2, plans)
+        halves += sum(launches(gone | unit.halves, min(unit.halves), layers) for unit in measured)
+        halves += launches(gone | left[0].halves, min(left[0].halves), layers)  # the streams behind what goes, anew
+        whole += sum(2 * layers - len(gone) - len(unit.halves) for unit in left)
+    swapped, tried = 0.0, 0.0
+    for budget in budgets if exchange else ():
+        runs = _steps(units, budget) * shortlist * len(range(0, sequences, SCREEN)) / sequences + FINALISTS
+        # With the heaviest units gone, the fewest halves are: nothing that stays can be more than this.
+        stays = layers - _fewest_halves(units, budget) / 2
+        tried += runs
+        swapped += (runs + 2) * stays
+    return Cost(halves / 2, whole / 2, swapped, plans + tried)
 
 
 def _steps(units: Sequence[Unit], budget: float) -> int:
+    return _count(sorted(unit.weight for unit in units), budget)
+
+
+def _fewest_halves(units: Sequence[Unit], budget: float) -> int:
+    heaviest = sorted(units, key=lambda unit: -unit.weight)
+    return sum(len(unit.halves) for unit in heaviest[: _count([unit.weight for unit in heaviest], budget)])
+
+
+def _count(weights: Sequence[float], budget: float) -> int:
+    """How many of these weights, one after the other, reach ``budget``."""
     size = 0.0
-    for count, weight in enumerate(sorted(unit.weight for unit in units), 1):
+    for count, weight in enumerate(weights, 1):
         size += weight
-        if _reached(size, budget):
+        if size >= budget - _ROUNDING:
             return count
-    return len(units)
+    return len(weights)

@@ -7,7 +7,7 @@ model, q under the plan; -log q_t(next token); and whether both have the same li
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,11 @@ class Quality:
     def same(self) -> float:
         """Share of positions with the dense model's likeliest token."""
         return math.fsum(self.agreement) / len(self.agreement)
+
+    def part(self, sequences: Iterable[int]) -> Quality:
+        """Of these sequences alone."""
+        chosen = list(sequences)
+        return Quality(*(tuple(values[index] for index in chosen) for values in (self.kl, self.nll, self.agreement)))
 
     def to_dict(self) -> dict[str, list[float]]:
         return {name: list(getattr(self, name)) for name in ("kl", "nll", "agreement")}
@@ -99,16 +104,20 @@ class Judge:
         self.heads = 0
         self._dense = dense
         self._room = room
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def dense(self) -> Quality:
         """The dense model against itself."""
         return self.measure(self._dense)
 
     @torch.inference_mode()
-    def measure(self, finals: Sequence[Tensor]) -> Quality:
-        """Of a plan, from its streams after the last layer. Raises ValueError where its logits are not finite."""
-        rows = [self._sequence(index, final) for index, final in enumerate(finals)]
+    def measure(self, finals: Sequence[Tensor], sequences: Iterable[int] | None = None) -> Quality:
+        """Of a plan, from its streams after the last layer, of the sequences named (None: all).
+
+        Raises ValueError where its logits are not finite.
+        """
+        chosen = range(len(self.ids)) if sequences is None else sequences
+        rows = [self._sequence(index, final) for index, final in zip(chosen, finals, strict=True)]
         kl, nll, same = zip(*rows, strict=True)
         return Quality(kl, nll, same)
 
@@ -117,11 +126,11 @@ class Judge:
         sums = torch.zeros(3, dtype=torch.float64, device=final.device)
         for start in range(0, length, CHUNK):
             span = slice(start, min(start + CHUNK, length))
-            likely, entropy, best = self._reference(index, span)
+            likely, mass, entropy, best = self._reference(index, span)
             logits = self._logits(index, span, final)
             following = self.ids[index, span.start + 1 : span.stop + 1, None].to(logits.device)
             total = logits.logsumexp(-1)
-            kl = total - torch.linalg.vecdot(likely, logits) - entropy
+            kl = mass * total - torch.linalg.vecdot(likely, logits) - entropy
             nll = total - logits.gather(-1, following)[:, 0]
             same = logits.argmax(-1) == best
             sums += torch.stack([part.double().sum() for part in (kl, nll, same)]).to(sums.device)
@@ -132,8 +141,8 @@ class Judge:
             )
         return found[0], found[1], found[2]
 
-    def _reference(self, index: int, span: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """The dense model's probabilities, the entropy of each and the likeliest token."""
+    def _reference(self, index: int, span: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The dense model's probabilities, their sum (1 but for rounding), their entropy and the likeliest token."""
         key = (index, span.start)
         if key in self._kept:
             return self._kept[key]
@@ -141,7 +150,7 @@ class Judge:
         best = logits.argmax(-1)
         logs = logits.log_softmax(-1)
         likely = logs.exp()
-        made = likely, -torch.linalg.vecdot(likely, logs), best
+        made = likely, likely.sum(-1), -torch.linalg.vecdot(likely, logs), best
         size = likely.numel() * likely.element_size()
         if size <= self._room:
             self._room -= size

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe-Ito, colour-blind safe; what is not searched is thinner, chance is grey.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#F0E442")
-_SEARCHED = {"greedy, layers": "#D55E00", "greedy, halves": "#000000"}
+_SEARCHED = {"layers": "#D55E00", "halves": "#000000"}
 _CHANCE = "#AAAAAA"
 _TEXTS = (("calibration", "calibration text"), ("held_out", "held-out text"))
 
@@ -65,7 +65,11 @@ def _draw(axes: Axes, frontier: Frontier, text: str, name: str) -> None:
     axes.plot(
         [point.size for point in saved],
         [_value(getattr(point, text), name)[0] for point in saved],
-        **{"linestyle": "none", "marker": "o", "markersize": 11, "fillstyle": "none", "color": "#333333"},
+        linestyle="none",
+        marker="o",
+        markersize=11,
+        fillstyle="none",
+        color="#333333",
         label="saved plan",
     )
     axes.grid(color="#E5E5E5", linewidth=0.6)
@@ -73,8 +77,11 @@ def _draw(axes: Axes, frontier: Frontier, text: str, name: str) -> None:
 
 
 def _style(method: str, plain: Any) -> dict[str, Any]:
-    if method in _SEARCHED:
-        return {"color": _SEARCHED[method], "linewidth": 2.0, "label": method, "zorder": 3}
+    how, _, kind = method.partition(", ")
+    if kind in _SEARCHED:
+        # What exchanges made of the greedy plan stands out.
+        width, dashes = (2.0, "-") if how == "exchanged" else (1.2, "--")
+        return {"color": _SEARCHED[kind], "linewidth": width, "linestyle": dashes, "label": method, "zorder": 3}
     if method.startswith("random"):
         label = "random" if method.endswith(" 0") else None
         return {"color": _CHANCE, "linewidth": 0.9, "label": label, "zorder": 1}

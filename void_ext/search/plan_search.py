@@ -1,4 +1,4 @@
-"""The whole of a search: rankings from one traced pass, baselines, greedy search, and all of them measured on two texts.
+"""The whole of a search: rankings from one traced pass, baselines, greedy search, all of them measured on two texts.
 
 Everything measured goes to a state file at once, so that an interrupted search goes on where it was.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import void_ext
@@ -44,6 +43,8 @@ class Settings:
             those of the budget's layers.
         alpha: of the ranking by voids.
         shortlist: units that a greedy step after the first measures.
+        exchange: at each budget, go on from the best plan known and try to exchange units: see
+            :mod:`void_ext.search.greedy`.
         seeds: how many random plans.
         protect, protect_default: layers that always run, in every method but "last layers".
     """
@@ -52,6 +53,7 @@ class Settings:
     kinds: tuple[str, ...] = ("layers",)
     alpha: float = 0.8
     shortlist: int = greedy.SHORTLIST
+    exchange: bool = True
     seeds: int = 3
     protect: tuple[int, ...] = ()
     protect_default: bool = True
@@ -65,6 +67,7 @@ class Settings:
         for kind in self.kinds:
             _options.check_choice("kinds", kind, units.KINDS)
         _options.check_alpha(self.alpha)
+        _options.check_flag("exchange", self.exchange)
         for name, least in (("shortlist", 1), ("seeds", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -87,30 +90,37 @@ class Costs:
         trace: the traced pass that all rankings come from.
         dense: the dense model on both texts.
         plans: measuring the plans that are not searched, and the searched ones on the held-out text.
-        greedy: per kind of units the search itself.
+        searches: per kind of units the search itself.
         measured: plans measured, each with final norm and head over one text.
     """
 
     trace: int
     dense: int
     plans: float
-    greedy: dict[str, Cost]
-    measured: int
+    searches: dict[str, Cost]
+    measured: float
 
     @property
     def total(self) -> float:
-        return self.trace + self.dense + self.plans + sum(cost.layers for cost in self.greedy.values())
+        return (
+            self.trace + self.dense + self.plans + sum(cost.greedy + cost.exchange for cost in self.searches.values())
+        )
 
     def to_dict(self) -> dict[str, Any]:
         searches = {
-            kind: {"layer_evaluations": cost.layers, "by_whole_passes": cost.whole_passes, "plans": cost.plans}
-            for kind, cost in self.greedy.items()
+            kind: {
+                "greedy": cost.greedy,
+                "greedy_by_whole_passes": cost.whole_passes,
+                "exchange": cost.exchange,
+                "measured": cost.plans,
+            }
+            for kind, cost in self.searches.items()
         }
         return {
             "trace": self.trace,
             "dense": self.dense,
             "plans": self.plans,
-            "greedy": searches,
+            "searches": searches,
             "measured": self.measured,
             "total": self.total,
         }
@@ -123,7 +133,7 @@ class Found:
     Attributes:
         plans: for each budget the best plan measured, with the model's fingerprint.
         evaluations: layer evaluations done by this run of the search, by what they were for.
-        steps: per kind of units the greedy steps.
+        steps: per kind of units the steps of the search.
     """
 
     frontier: Frontier
@@ -149,19 +159,28 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "units": list(settings.kinds),
         "alpha": settings.alpha,
         "shortlist": settings.shortlist,
+        "exchange": settings.exchange,
         "seeds": settings.seeds,
         "protect": list(settings.protected(fingerprint.layers)),
     }
 
 
-def costs_of(model: nn.Module, settings: Settings) -> Costs:
-    """The bound on :func:`find_plans`. Raises ValueError for budgets that do not fit the model."""
+def costs_of(model: nn.Module, settings: Settings, sequences: int) -> Costs:
+    """The bound on :func:`find_plans` over texts of so many sequences.
+
+    Raises ValueError for budgets that do not fit the model.
+    """
     fingerprint = Fingerprint.of(model)
     layers = fingerprint.layers
     protected = settings.protected(layers)
     searches = {
         kind: greedy.most(
-            units_of(kind, fingerprint.weights, protected), layers, settings.budgets[-1], settings.shortlist
+            units_of(kind, fingerprint.weights, protected),
+            layers,
+            settings.budgets,
+            settings.shortlist,
+            settings.exchange,
+            sequences,
         )
         for kind in settings.kinds
     }
@@ -169,8 +188,10 @@ def costs_of(model: nn.Module, settings: Settings) -> Costs:
     kept = sum(layers - budget for budget in settings.budgets)
     # Where halves go, more of them may stay than of as many layers: every one of the lighter kind, at worst.
     searched = sum(kept if kind == "layers" else layers * len(settings.budgets) for kind in settings.kinds)
+    searched *= 1 + settings.exchange
     count = len(settings.budgets)
-    measured = 2 + 2 * others * count + count * len(settings.kinds) + sum(cost.plans for cost in searches.values())
+    found = count * len(settings.kinds) * (1 + settings.exchange)
+    measured = 2 + 2 * others * count + found + sum(cost.plans for cost in searches.values())
     again = layers * (len(settings.kinds) - 1)  # the second search begins with the dense streams
     return Costs(layers, 2 * layers + again, 2 * others * kept + searched, searches, measured)
 
@@ -279,25 +300,47 @@ class _Search:
         self._spent("plans", self._since(before))
 
     def _search(self, kind: str) -> None:
-        budgets = self.settings.budgets
         candidates = units_of(kind, self.fingerprint.weights, self.protected)
         steps = self.state.steps.setdefault(kind, [])
         prefixes, judge = self._text("calibration")
         before = self.runner.launched
-        search = Greedy(candidates, budgets, prefixes, judge, self.settings.shortlist, list(steps))
-        while not search.finished:
-            what = f"searching {kind}: {search.size:.3g} of {budgets[-1]} layers off"
-            step = search.step(lambda done, total, what=what: self.progress(what, done, total))  # type: ignore[misc]
-            steps.append(step)
-            self._save()
-        self._spent(f"greedy, {kind}", self._since(before))
-        for budget in budgets:
-            found = search.at(budget)
-            assert found is not None
-            off, step = found
-            self.state.measured[key_of("calibration", off)] = step.quality
-            self.points.append((f"greedy, {kind}", budget, off))
-        self._save()
+        search = Greedy(candidates, prefixes, judge, self.settings.shortlist, steps)
+        self._spent(f"exchange, {kind}", self._since(before))
+        done = 0  # of the steps: those of an earlier run are gone through again
+        for budget in self.settings.budgets:
+            what = f"searching {kind}, {budget} off"
+            before = self.runner.launched
+            while not done or not search.reached(budget, steps[done - 1].off):
+                if done == len(steps):
+                    search.step(budget, lambda count, total, what=what: self.progress(what, count, total))  # type: ignore[misc]
+                    self._save()
+                done += 1
+            self._spent(f"greedy, {kind}", self._since(before))
+            self._keep(f"greedy, {kind}", budget, steps[done - 1])
+            if not self.settings.exchange:
+                continue
+            before = self.runner.launched
+            if done == len(steps):
+                better = self._better(budget, steps[-1].quality.divergence)
+                if better is not None:
+                    search.take(better, self._quality("calibration", better))
+                what += ", exchanging"
+                search.exchange(lambda count, total, what=what: self.progress(what, count, total))  # type: ignore[misc]
+                self._save()
+            self._spent(f"exchange, {kind}", self._since(before))
+            done += 2 if steps[done].how == "taken" else 1
+            self._keep(f"exchanged, {kind}", budget, steps[done - 1])
+
+    def _keep(self, method: str, budget: int, step: greedy.Step) -> None:
+        self.state.measured[key_of("calibration", step.off)] = step.quality
+        self.points.append((method, budget, step.off))
+
+    def _better(self, budget: int, divergence: float) -> frozenset[int] | None:
+        """The best plan measured for a budget, if it is better than that and the search may go on from it."""
+        every = halves_of(set(range(self.layers)) - set(self.protected))
+        offs = [off for _, other, off in self.points if other == budget and off <= every]
+        best = min(offs, key=lambda off: self._quality("calibration", off).divergence)
+        return best if self._quality("calibration", best).divergence < divergence else None
 
     def _text(self, role: str) -> tuple[Prefixes, Judge]:
         """The kept streams of a text, and a judge of others."""

@@ -46,8 +46,8 @@ class State:
             "steps": {
                 kind: [
                     {
-                        "unit": step.unit,
-                        "size": step.size,
+                        "how": step.how,
+                        "off": sorted(step.off),
                         "quality": step.quality.to_dict(),
                         "damages": step.damages,
                     }
@@ -78,8 +78,8 @@ class State:
         if different := _difference("", state.configuration, configuration):
             name, theirs, ours = different
             raise ValueError(
-                f"state: {path} belongs to another search: {name} is {theirs} there and {ours} now; give another --out, "
-                "the options of that search, or --force to begin anew"
+                f"state: {path} belongs to another search: {name} is {theirs} there and {ours} now; give another "
+                "--out, the options of that search, or --force to begin anew"
             )
         return state
 
@@ -101,16 +101,13 @@ def _parse(data: bytes, sequences: int) -> State:
         raise ValueError("entry 'configuration': expected an object")
     return State(
         configuration=document["configuration"],
-        rankings=[
-            (_text(method), _whole(budget), frozenset(map(_whole, off)))
-            for method, budget, off in _list(document["rankings"])
-        ],
+        rankings=[(_text(method), _whole(budget), _halves(off)) for method, budget, off in _list(document["rankings"])],
         measured={key: _quality(value, sequences) for key, value in document["measured"].items()},
         steps={
             kind: [
                 Step(
-                    _text(step["unit"]),
-                    _number(step["size"]),
+                    _text(step["how"]),
+                    _halves(step["off"]),
                     _quality(step["quality"], sequences),
                     {unit: _number(damage) for unit, damage in step["damages"].items()},
                 )
@@ -132,6 +129,10 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"expected a list, got a {type(value).__name__}")
     return value
+
+
+def _halves(value: Any) -> frozenset[int]:
+    return frozenset(map(_whole, _list(value)))
 
 
 def _number(value: Any) -> float:

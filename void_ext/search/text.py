@@ -1,4 +1,4 @@
-"""The text that plans are found on and the text that they are judged on: named by hash, cut into sequences, disjoint."""
+"""The text that plans are found on and the one they are judged on: named by hash, cut into sequences, disjoint."""
 
 from __future__ import annotations
 

@@ -25,11 +25,6 @@ class Unit:
     halves: frozenset[int]
     weight: float
 
-    @property
-    def first(self) -> int:
-        """The half it begins with."""
-        return min(self.halves)
-
 
 def units_of(kind: str, weights: Weights, protected: Iterable[int]) -> tuple[Unit, ...]:
     """The units of a model, in its order, without those of the layers that always run."""
