@@ -98,11 +98,16 @@ def test_leaves_the_model_as_it_was(tiny: Callable[..., Any], two_texts: Any) ->
     with torch.no_grad():
         before = model(ids).logits
     state = [dict(module.__dict__) for module in model.modules()]
-    with pytest.raises(RuntimeError, match="on purpose"), PrefixRunner(model) as runner:
-        Prefixes(runner, ids)
-        with torch.no_grad():
-            assert_bits_equal(model(ids).logits, before, "between two runs")
-        raise RuntimeError("on purpose")
+
+    def use() -> None:
+        with PrefixRunner(model) as runner:
+            Prefixes(runner, ids)
+            with torch.no_grad():
+                assert_bits_equal(model(ids).logits, before, "between two runs")
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        use()
     assert [module.__dict__.keys() for module in model.modules()] == [one.keys() for one in state]
     assert all("forward" not in layer.__dict__ for layer in model.model.layers)
     with torch.no_grad():

@@ -151,6 +151,7 @@ def _document(
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "configuration": configuration_of(model, texts, settings),
+        "units": list(settings.kinds),
         "costs_at_most": costs.to_dict(),
         "layer_evaluations": found.evaluations,
         "steps": {

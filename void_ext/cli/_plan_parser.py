@@ -6,6 +6,7 @@ import argparse
 
 SEQUENCES = 12
 LENGTH = 256
+SHORTLIST = 8
 UNITS = {"layers": ("layers",), "halves": ("halves",), "both": ("layers", "halves")}
 
 
@@ -30,7 +31,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--units", choices=tuple(UNITS), default="layers", help="what goes: layers, or halves of as many weights"
     )
     group.add_argument(
-        "--shortlist", type=_count, default=7, metavar="N", help="units a greedy step after the first measures (7)"
+        "--shortlist", type=_count, default=SHORTLIST, metavar="N", help=f"units that a step measures ({SHORTLIST})"
     )
     group.add_argument(
         "--no-exchange", action="store_true", help="greedy steps alone: at no budget is a layer put back for another"

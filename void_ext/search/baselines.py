@@ -16,7 +16,7 @@ from void_ext.search.units import halves_of, off_of
 from void_ext.trace import Trace
 
 COSINE = "cosine"
-_WORDS = {"abs_delta": "|delta|", "relative_update": "relative update", "cosine": COSINE}
+_WORDS = {"abs_delta": "absolute delta", "relative_update": "relative update", "cosine": COSINE}
 
 
 @torch.inference_mode()

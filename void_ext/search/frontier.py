@@ -89,7 +89,7 @@ class Frontier:
         }
 
     def lines(self) -> Iterable[str]:
-        """A Markdown table."""
+        """A Markdown table; the saved plan of each budget in bold."""
         yield (
             "| budget | method | calibration: perplexity | KL | held out: perplexity | same token | over cosine's "
             "| off |"
@@ -98,10 +98,15 @@ class Frontier:
         yield _line("0", "dense", self.calibration, self.held_out, "", "")
         for budget in self.budgets:
             best = self.best(budget)
+            same: dict[frozenset[int], list[Point]] = {}  # methods that found one plan share a line
             for point in self.at(budget):
-                against = self.against_cosine(point)
-                over = "" if against is None or point.method == COSINE else "{:.2f} ({:.2f} … {:.2f})".format(*against)
-                method = f"**{point.method}**" if point is best else point.method
+                same.setdefault(point.off, []).append(point)
+            for points in same.values():
+                point = points[0]
+                against = None if any(one.method == COSINE for one in points) else self.against_cosine(point)
+                over = "" if against is None else "{:.3f} ({:.3f} … {:.3f})".format(*against)
+                method = "; ".join(one.method for one in points)
+                method = f"**{method}**" if point.off == best.off else method
                 size = f"{budget:g}" if math.isclose(point.size, budget) else f"{budget:g} ({point.size:.3g})"
                 yield _line(size, method, point.calibration, point.held_out, over, named(point.off))
 

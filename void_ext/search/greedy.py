@@ -1,12 +1,11 @@
 """Greedy search: leave out what hurts least, one unit after the other, each measured by KL to the dense logits.
 
 The first step measures every unit. A later one measures those alone whose last measured damage was the smallest (the
-shortlist): damage is relative, and changes slowly as layers go. Each measurement runs what comes behind the unit, so a
-step costs half of what whole passes would for every unit, and the shortlist's share of that.
+shortlist): damage is relative, and changes slowly as layers go. Each measurement runs what comes behind the unit, on a
+third of the sequences first (the screen); the most promising units are measured on all of them, and one of those goes.
 
 What goes early may be wrong for what goes later. So at each budget the search may go on from a better plan found
-elsewhere, and tries to exchange each unit that has gone for one of the shortlist: on a third of the sequences first,
-and the most promising exchanges on all.
+elsewhere, and tries to exchange each unit that has gone for one of the shortlist: screened and measured likewise.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from void_ext.search.measure import Judge, Quality
 from void_ext.search.prefix import Prefixes, launches
 from void_ext.search.units import Unit
 
-SHORTLIST = 7
-#: An exchange is tried on every third sequence, and these many of the best on all of them.
+SHORTLIST = 8
+#: The screen is every third sequence; these many of the best are measured on all.
 SCREEN = 3
 FINALISTS = 3
 _ROUNDING = 1e-9
@@ -35,7 +34,7 @@ class Step:
             ``"exchange"``: some unit came back for another, or none did.
         off: the halves off.
         quality: on the calibration text.
-        damages: what a greedy step measured: the growth of the mean KL per layer's weight, by unit.
+        damages: what a greedy step's screen showed: the growth of the mean KL per layer's weight, by unit.
     """
 
     how: str
@@ -53,6 +52,8 @@ class Greedy:
         prefixes, judge: of the calibration text; the prefixes follow the search.
         shortlist: how many units a later step measures.
         steps: those taken so far.
+        pending: what the step under way has measured so far, by :func:`pending_key`; emptied when it is taken.
+        measured: called after each plan measured.
 
     Raises ValueError for steps that no search over these units takes.
     """
@@ -62,6 +63,8 @@ class Greedy:
     judge: Judge
     shortlist: int = SHORTLIST
     steps: list[Step] = field(default_factory=list)
+    pending: dict[str, Quality] = field(default_factory=dict)
+    measured: Callable[[], None] = lambda: None
     _damages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,24 +103,29 @@ class Greedy:
         return self.size(off) >= budget - _ROUNDING
 
     def step(self, budget: float, report: Report = lambda done, total: None) -> Step:
-        """Let one more unit go on the way to ``budget``. Nothing changes where it is interrupted.
+        """Let one more unit go on the way to ``budget``. Interrupted, it goes on from what it has measured.
 
         Where less than a unit's weight is missing, the unit is judged by what is missing.
         """
         off, need = self.off, budget - self.size(self.off)
         candidates = self._promising(self.left) if self.steps else self.left
-        before = self.steps[-1].quality.divergence if self.steps else 0.0
-        found: dict[str, Quality] = {}
+        some = screen(len(self.prefixes.ids))
+        before = self.steps[-1].quality.part(some).divergence if self.steps else 0.0
         useful: dict[str, float] = {}
         damages: dict[str, float] = {}
         for done, unit in enumerate(candidates):
-            report(done, len(candidates))
-            found[unit.name] = quality = self.judge.measure(self.prefixes.run(off | unit.halves))
-            grown = quality.divergence - before
+            report(done, len(candidates) + FINALISTS)
+            grown = self._measure(off | unit.halves, some).divergence - before
             damages[unit.name] = grown / unit.weight
             useful[unit.name] = grown / min(unit.weight, need)
-        best = min(candidates, key=lambda unit: useful[unit.name])
-        return self._go_on(Step("greedy", off | best.halves, found[best.name], damages))
+        before = self.steps[-1].quality.divergence if self.steps else 0.0
+        found: list[tuple[float, Unit, Quality]] = []
+        for done, unit in enumerate(sorted(candidates, key=lambda unit: useful[unit.name])[:FINALISTS]):
+            report(len(candidates) + done, len(candidates) + FINALISTS)
+            quality = self._measure(off | unit.halves)
+            found.append(((quality.divergence - before) / min(unit.weight, need), unit, quality))
+        _, best, quality = min(found, key=lambda entry: entry[0])
+        return self._go_on(Step("greedy", off | best.halves, quality, damages))
 
     def take(self, off: frozenset[int], quality: Quality) -> Step:
         """Go on from another plan, of the budget just reached."""
@@ -126,22 +134,29 @@ class Greedy:
     def exchange(self, report: Report = lambda done, total: None) -> Step:
         """Try every exchange of a unit that has gone for one of the shortlist of its weight; take the best, if any."""
         now = self.steps[-1]
-        some = range(0, len(self.prefixes.ids), SCREEN)
+        some = screen(len(self.prefixes.ids))
         swaps = list(self._swaps())
         screened: list[tuple[float, frozenset[int]]] = []
         for done, off in enumerate(swaps):
             report(done, len(swaps) + FINALISTS)
-            quality = self.judge.measure(self.prefixes.run(off, some), some)
+            quality = self._measure(off, some)
             screened.append((quality.divergence, off))
         limit = now.quality.part(some).divergence
         best, chosen = now.off, now.quality
         for done, (divergence, off) in enumerate(sorted(screened, key=lambda pair: pair[0])[:FINALISTS]):
             report(len(swaps) + done, len(swaps) + FINALISTS)
             if divergence < limit:
-                quality = self.judge.measure(self.prefixes.run(off))
+                quality = self._measure(off)
                 if quality.divergence < chosen.divergence:
                     best, chosen = off, quality
         return self._go_on(Step("exchange", best, chosen))
+
+    def _measure(self, off: frozenset[int], sequences: range | None = None) -> Quality:
+        key = pending_key(off, sequences is None)
+        if key not in self.pending:
+            self.pending[key] = self.judge.measure(self.prefixes.run(off, sequences), sequences)
+            self.measured()
+        return self.pending[key]
 
     def _swaps(self) -> Iterable[frozenset[int]]:
         left = self.left
@@ -156,7 +171,18 @@ class Greedy:
         self.prefixes.adopt(step.off)
         self._damages |= step.damages
         self.steps.append(step)
+        self.pending.clear()
         return step
+
+
+def screen(sequences: int) -> range:
+    """The sequences that exchanges are tried on first."""
+    return range(0, sequences, SCREEN)
+
+
+def pending_key(off: Iterable[int], whole: bool) -> str:
+    """``"all/2 3"``: halves off, on all sequences; ``"some/2 3"``: on those of :func:`screen`."""
+    return f"{'all' if whole else 'some'}/{' '.join(map(str, sorted(off)))}"
 
 
 @dataclass(frozen=True)
@@ -180,42 +206,48 @@ class Cost:
 def most(
     units: Sequence[Unit], layers: int, budgets: Sequence[float], shortlist: int, exchange: bool, sequences: int
 ) -> Cost:
-    """The bound on a :class:`Greedy` through these budgets: the lightest units first, and each run the longest."""
+    """The bound on a :class:`Greedy` through these budgets: each step lets go of the lightest, each run is the longest.
+
+    On the way to a budget at least the heaviest units that reach the one before have gone, whatever was exchanged.
+    """
     ordered = sorted(units, key=lambda unit: min(unit.halves))
-    halves = plans = whole = 0
-    for step in range(_steps(units, budgets[-1])):
-        # Those that have gone are the last ones: then each candidate's run is as long as it can be.
-        left = ordered[: len(ordered) - step]
-        gone = frozenset(half for unit in ordered[len(left) :] for half in unit.halves)
-        measured = left if step == 0 else left[:shortlist]
-        plans += len(measured)
-        halves += sum(launches(gone | unit.halves, min(unit.halves), layers) for unit in measured)
-        halves += launches(gone | left[0].halves, min(left[0].halves), layers)  # the streams behind what goes, anew
-        whole += sum(2 * layers - len(gone) - len(unit.halves) for unit in left)
+    share = len(screen(sequences)) / sequences
+    halves, plans, whole = 0.0, 0.0, 0
+    for before, budget in zip((0.0, *budgets), budgets, strict=False):
+        for step in range(_steps(units, budget - before)):
+            # Those that have gone are the last ones: then each candidate's run is as long as it can be.
+            left = ordered[: len(ordered) - _fewest(units, before) - step]
+            gone = frozenset(half for unit in ordered[len(left) :] for half in unit.halves)
+            measured = left if plans == 0 else left[:shortlist]
+            runs = [launches(gone | unit.halves, min(unit.halves), layers) for unit in measured]
+            plans += share * len(runs) + len(runs[:FINALISTS])
+            # The last of these: the streams behind what goes, anew.
+            halves += share * sum(runs) + sum(runs[:FINALISTS]) + sum(runs[:1])
+            whole += sum(2 * layers - len(gone) - len(unit.halves) for unit in left)
     swapped, tried = 0.0, 0.0
     for budget in budgets if exchange else ():
-        runs = _steps(units, budget) * shortlist * len(range(0, sequences, SCREEN)) / sequences + FINALISTS
-        # With the heaviest units gone, the fewest halves are: nothing that stays can be more than this.
-        stays = layers - _fewest_halves(units, budget) / 2
-        tried += runs
-        swapped += (runs + 2) * stays
+        runs_of_swaps = share * _steps(units, budget) * shortlist + FINALISTS
+        stays = layers - _fewest(units, budget) * len(units[0].halves) / 2
+        tried += runs_of_swaps
+        swapped += (runs_of_swaps + 2) * stays
     return Cost(halves / 2, whole / 2, swapped, plans + tried)
 
 
 def _steps(units: Sequence[Unit], budget: float) -> int:
+    """How many units reach ``budget`` at most."""
     return _count(sorted(unit.weight for unit in units), budget)
 
 
-def _fewest_halves(units: Sequence[Unit], budget: float) -> int:
-    heaviest = sorted(units, key=lambda unit: -unit.weight)
-    return sum(len(unit.halves) for unit in heaviest[: _count([unit.weight for unit in heaviest], budget)])
+def _fewest(units: Sequence[Unit], budget: float) -> int:
+    """How many units reach ``budget`` at least."""
+    return _count(sorted((unit.weight for unit in units), reverse=True), budget)
 
 
 def _count(weights: Sequence[float], budget: float) -> int:
     """How many of these weights, one after the other, reach ``budget``."""
     size = 0.0
-    for count, weight in enumerate(weights, 1):
-        size += weight
+    for count, weight in enumerate(weights):
         if size >= budget - _ROUNDING:
             return count
+        size += weight
     return len(weights)

@@ -23,7 +23,7 @@ from void_ext.search.baselines import blind, rankings, trace_of
 from void_ext.search.frontier import Frontier, Point
 from void_ext.search.greedy import Cost, Greedy
 from void_ext.search.measure import Judge, Quality
-from void_ext.search.prefix import Prefixes, PrefixRunner
+from void_ext.search.prefix import Prefixes, PrefixRunner, check_searchable
 from void_ext.search.state import State, key_of
 from void_ext.search.text import Passage
 from void_ext.search.units import halves_of, plan_of, size_of, units_of
@@ -42,7 +42,7 @@ class Settings:
         kinds: ``"layers"``, ``"halves"`` or both: what the greedy search lets go. Halves go until their weights reach
             those of the budget's layers.
         alpha: of the ranking by voids.
-        shortlist: units that a greedy step after the first measures.
+        shortlist: units that a step of the search measures, but for the first.
         exchange: at each budget, go on from the best plan known and try to exchange units: see
             :mod:`void_ext.search.greedy`.
         seeds: how many random plans.
@@ -143,7 +143,7 @@ class Found:
 
 
 def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settings: Settings) -> dict[str, Any]:
-    """All that the results depend on, JSON-ready."""
+    """All that results depend on, JSON-ready, but the kinds of units: halves may be searched after layers."""
     fingerprint = Fingerprint.of(model)
     first = next(model.parameters())
     return {
@@ -156,7 +156,6 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "sequences": passages[0].ids.shape[0],
         "texts": {passage.role: passage.to_dict() for passage in passages},
         "budgets": list(settings.budgets),
-        "units": list(settings.kinds),
         "alpha": settings.alpha,
         "shortlist": settings.shortlist,
         "exchange": settings.exchange,
@@ -168,8 +167,10 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
 def costs_of(model: nn.Module, settings: Settings, sequences: int) -> Costs:
     """The bound on :func:`find_plans` over texts of so many sequences.
 
-    Raises ValueError for budgets that do not fit the model.
+    Raises ValueError for a model that cannot be searched (UnsupportedModelError among them) and for budgets that do not
+    fit it.
     """
+    check_searchable(model)
     fingerprint = Fingerprint.of(model)
     layers = fingerprint.layers
     protected = settings.protected(layers)
@@ -221,6 +222,7 @@ def find_plans(
     Cost: at most :func:`costs_of`, which is far less than a pass per plan: see :mod:`void_ext.search.prefix`. Memory:
     (L + 1) T D numbers for each text (twice that for halves), and up to 1 GiB of the dense model's probabilities each.
     """
+    check_searchable(model)
     configuration = configuration_of(model, passages, settings)
     if state_path is not None and state_path.exists():
         state = State.load(state_path, configuration)
@@ -284,7 +286,7 @@ class _Search:
         self._save()
 
     def _measure(self, role: str, offs: Sequence[frozenset[int]]) -> None:
-        """The plans that are not measured yet on a text; two methods may have found the same one."""
+        """The plans that are not measured yet on a text; several methods may have found one."""
         missing = [off for off in dict.fromkeys(offs) if key_of(role, off) not in self.state.measured]
         if not missing:
             return
@@ -304,7 +306,7 @@ class _Search:
         steps = self.state.steps.setdefault(kind, [])
         prefixes, judge = self._text("calibration")
         before = self.runner.launched
-        search = Greedy(candidates, prefixes, judge, self.settings.shortlist, steps)
+        search = Greedy(candidates, prefixes, judge, self.settings.shortlist, steps, self.state.pending, self._save)
         self._spent(f"exchange, {kind}", self._since(before))
         done = 0  # of the steps: those of an earlier run are gone through again
         for budget in self.settings.budgets:
@@ -320,10 +322,13 @@ class _Search:
             if not self.settings.exchange:
                 continue
             before = self.runner.launched
-            if done == len(steps):
+            if done < len(steps) and steps[done].how == "taken":
+                done += 1
+            elif done == len(steps):
                 better = self._better(budget, steps[-1].quality.divergence)
                 if better is not None:
                     search.take(better, self._quality("calibration", better))
+                    self._save()
                 what += ", exchanging"
                 search.exchange(lambda count, total, what=what: self.progress(what, count, total))  # type: ignore[misc]
                 self._save()

@@ -18,9 +18,21 @@ from torch import Tensor, nn
 from void_ext.patching import patch
 from void_ext.patching.halves import Halves
 from void_ext.patching.registry import LayerForm, common_form
-from void_ext.patching.structure import find_decoder_stack
+from void_ext.patching.structure import DecoderStack, find_decoder_stack
 from void_ext.patching.undo import InstanceAttribute, Undo, remove_all
 from void_ext.plan import VoidPlan
+
+
+def check_searchable(model: nn.Module) -> DecoderStack:
+    """The layers of a model that plans can be measured on and applied to.
+
+    Raises what ``void_ext.patch(model, mode="skip")`` raises, and ValueError in training mode.
+    """
+    stack = find_decoder_stack(model)
+    if model.training:
+        raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
+    patch(model, mode="skip", plan=VoidPlan.dense(len(stack.layers))).unpatch()
+    return stack
 
 
 @dataclass
@@ -52,16 +64,12 @@ class PrefixRunner:
         layers: how many it has.
         launched: halves of layers that were run so far, over one sequence each.
 
-    Raises what ``void_ext.patch(model, mode="skip")`` raises, and ValueError in training mode.
+    Raises what :func:`check_searchable` raises.
     """
 
     def __init__(self, model: nn.Module):
-        if model.training:
-            raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
-        self.stack = find_decoder_stack(model)
+        self.stack = check_searchable(model)
         self.layers = len(self.stack.layers)
-        # Everything that could make the plan found here useless is told now.
-        patch(model, mode="skip", plan=VoidPlan.dense(self.layers)).unpatch()
         form, why = common_form(self.stack.layers)
         assert form is not None, why
         self.launched = 0

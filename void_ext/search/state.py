@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from void_ext._files import replacing
-from void_ext.search.greedy import Step
+from void_ext.search.greedy import Step, screen
 from void_ext.search.measure import Quality
 
 FORMAT = "void_ext.search"
@@ -27,16 +27,18 @@ class State:
         configuration: all that the results depend on; a state of another one is not taken.
         rankings: method, budget and halves off of the plans that were not searched.
         measured: ``role/halves`` -> quality, for every plan on every text.
-        steps: kind of units -> the greedy steps taken.
+        steps: kind of units -> the steps of its search.
+        pending: what the step under way has measured; see :class:`void_ext.search.greedy.Greedy`.
     """
 
     configuration: dict[str, Any]
     rankings: list[tuple[str, int, frozenset[int]]] = field(default_factory=list)
     measured: dict[str, Quality] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
+    pending: dict[str, Quality] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Replace the file, whole or not at all."""
+        """Replace the file, whole or not at all. An OSError says that the one before is still there."""
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -55,9 +57,17 @@ class State:
                 ]
                 for kind, steps in self.steps.items()
             },
+            "pending": {key: quality.to_dict() for key, quality in self.pending.items()},
         }
-        with replacing(path, what="state", force=True) as temporary:
-            temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        try:
+            with replacing(path, what="state", force=True) as temporary:
+                temporary.write_text(text)
+        except OSError as error:
+            raise type(error)(
+                f"state: {path} could not be written: {error.strerror or error}; what was measured before is kept, and "
+                "the same search goes on from there"
+            ) from error
 
     @classmethod
     def load(cls, path: Path, configuration: dict[str, Any]) -> State:
@@ -70,7 +80,7 @@ class State:
             data = file.read(MAX_BYTES + 1)
         try:
             state = _parse(data, sequences=configuration["sequences"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
                 f"state: {path} is damaged or no state of a search: {what}; move it away, or begin anew with --force"
@@ -114,6 +124,10 @@ def _parse(data: bytes, sequences: int) -> State:
                 for step in _list(steps)
             ]
             for kind, steps in document["steps"].items()
+        },
+        pending={
+            key: _quality(value, sequences if key.startswith("all/") else len(screen(sequences)))
+            for key, value in document["pending"].items()
         },
     )
 
