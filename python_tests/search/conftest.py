@@ -17,10 +17,10 @@ def sequences(count: int, length: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture
 def two_texts() -> tuple[Passage, Passage]:
-    """Four sequences of 17 random tokens of each role."""
+    """Three sequences of 17 random tokens of each role."""
     return (
-        Passage(sequences(4, 17, seed=1), "numbers", "0" * 64, "calibration"),
-        Passage(sequences(4, 17, seed=2), "numbers", "0" * 64, "held out"),
+        Passage(sequences(3, 17, seed=1), "numbers", "0" * 64, "calibration"),
+        Passage(sequences(3, 17, seed=2), "numbers", "0" * 64, "held out"),
     )
 
 

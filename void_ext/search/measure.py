@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ class Quality:
 
 def interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """The percentile interval of the bootstrapped mean: sequences are drawn, as tokens of one are not independent."""
+    return _interval(tuple(values), confidence, seed)
+
+
+@lru_cache(maxsize=4096)
+def _interval(values: tuple[float, ...], confidence: float, seed: int) -> tuple[float, float]:
     sample = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, sample.size, size=(RESAMPLES, sample.size))
     tail = (1 - confidence) / 2

@@ -143,7 +143,7 @@ class Found:
 
 
 def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settings: Settings) -> dict[str, Any]:
-    """All that results depend on, JSON-ready, but the kinds of units: halves may be searched after layers."""
+    """All that results depend on, JSON-ready, but what may change from run to run: kinds of units, exchange or none."""
     fingerprint = Fingerprint.of(model)
     first = next(model.parameters())
     return {
@@ -158,7 +158,6 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "budgets": list(settings.budgets),
         "alpha": settings.alpha,
         "shortlist": settings.shortlist,
-        "exchange": settings.exchange,
         "seeds": settings.seeds,
         "protect": list(settings.protected(fingerprint.layers)),
     }
@@ -319,21 +318,23 @@ class _Search:
                 done += 1
             self._spent(f"greedy, {kind}", self._since(before))
             self._keep(f"greedy, {kind}", budget, steps[done - 1])
-            if not self.settings.exchange:
+            # An earlier run without exchanges went straight on.
+            if steps[done].how == "greedy" if done < len(steps) else not self.settings.exchange:
                 continue
             before = self.runner.launched
-            if done < len(steps) and steps[done].how == "taken":
-                done += 1
-            elif done == len(steps):
+            if done == len(steps):
                 better = self._better(budget, steps[-1].quality.divergence)
                 if better is not None:
                     search.take(better, self._quality("calibration", better))
                     self._save()
+            if done < len(steps) and steps[done].how == "taken":
+                done += 1
+            if done == len(steps):
                 what += ", exchanging"
                 search.exchange(lambda count, total, what=what: self.progress(what, count, total))  # type: ignore[misc]
                 self._save()
+            done += 1
             self._spent(f"exchange, {kind}", self._since(before))
-            done += 2 if steps[done].how == "taken" else 1
             self._keep(f"exchanged, {kind}", budget, steps[done - 1])
 
     def _keep(self, method: str, budget: int, step: greedy.Step) -> None:
