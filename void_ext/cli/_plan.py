@@ -114,8 +114,8 @@ def _announce(terminal: Terminal, texts: tuple[Passage, Passage], costs: Costs, 
         count, length = text.ids.shape
         terminal.print(f"{text.role}: {count} sequences of {length} tokens of {text.name} (sha256 {text.sha256[:12]}…)")
     terminal.print(
-        f"at most {costs.total:.6g} layer evaluations over a text (rankings {costs.trace}, dense {costs.dense}, "
-        f"plans {costs.plans:.6g})"
+        f"at most {costs.total:.6g} layer evaluations over a text (rankings {costs.trace}, kept "
+        f"streams {costs.dense}, plans {costs.plans:.6g})"
     )
     for kind, cost in costs.searches.items():
         share = cost.greedy / cost.whole_passes

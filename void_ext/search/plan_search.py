@@ -88,7 +88,7 @@ class Costs:
 
     Attributes:
         trace: the traced pass that all rankings come from.
-        dense: the dense model on both texts.
+        dense: the streams that are kept to begin with, of both texts.
         plans: measuring the plans that are not searched, and the searched ones on the held-out text.
         searches: per kind of units the search itself.
         measured: plans measured, each with final norm and head over one text.
@@ -192,7 +192,7 @@ def costs_of(model: nn.Module, settings: Settings, sequences: int) -> Costs:
     count = len(settings.budgets)
     found = count * len(settings.kinds) * (1 + settings.exchange)
     measured = 2 + 2 * others * count + found + sum(cost.plans for cost in searches.values())
-    again = layers * (len(settings.kinds) - 1)  # the second search begins with the dense streams
+    again = layers * len(settings.kinds)  # to the streams that a search begins, or goes on, with
     return Costs(layers, 2 * layers + again, 2 * others * kept + searched, searches, measured)
 
 
@@ -306,7 +306,7 @@ class _Search:
         prefixes, judge = self._text("calibration")
         before = self.runner.launched
         search = Greedy(candidates, prefixes, judge, self.settings.shortlist, steps, self.state.pending, self._save)
-        self._spent(f"exchange, {kind}", self._since(before))
+        self._spent("dense", self._since(before))
         done = 0  # of the steps: those of an earlier run are gone through again
         for budget in self.settings.budgets:
             what = f"searching {kind}, {budget} off"
