@@ -140,6 +140,21 @@ def test_an_interrupted_search_goes_on(gentle: Callable[..., Any], two_texts: An
         assert_bits_equal(value, before[name], name)
 
 
+def test_another_budget_goes_on_from_what_is_measured(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    options: dict[str, Any] = {"shortlist": 3, "seeds": 1, "protect_default": False}
+    first = find_plans(model, two_texts, Settings(budgets=(2,), **options), state_path=path)
+    more = find_plans(model, two_texts, Settings(budgets=(2, 3), **options), state_path=path)
+    assert sorted(more.plans) == [2, 3]
+    assert more.plans[2] == first.plans[2]
+    assert more.steps["layers"][: len(first.steps["layers"])] == first.steps["layers"]
+    less = find_plans(model, two_texts, Settings(budgets=(3,), exchange=False, **options), state_path=path)
+    assert less.plans == {3: more.plans[3]}
+    assert {point.budget for point in less.frontier.points} == {3}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

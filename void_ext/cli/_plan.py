@@ -151,7 +151,9 @@ def _document(
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "configuration": configuration_of(model, texts, settings),
+        "budgets": list(settings.budgets),
         "units": list(settings.kinds),
+        "exchange": settings.exchange,
         "costs_at_most": costs.to_dict(),
         "layer_evaluations": found.evaluations,
         "steps": {

@@ -143,7 +143,8 @@ class Found:
 
 
 def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settings: Settings) -> dict[str, Any]:
-    """All that results depend on, JSON-ready, but what may change from run to run: kinds of units, exchange or none."""
+    """All that a measurement depends on, JSON-ready. Not budgets, kinds of units and exchange: a later run of the same
+    search may ask for others and use what is measured."""
     fingerprint = Fingerprint.of(model)
     first = next(model.parameters())
     return {
@@ -155,7 +156,6 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "device": first.device.type,
         "sequences": passages[0].ids.shape[0],
         "texts": {passage.role: passage.to_dict() for passage in passages},
-        "budgets": list(settings.budgets),
         "alpha": settings.alpha,
         "shortlist": settings.shortlist,
         "seeds": settings.seeds,
@@ -260,10 +260,11 @@ class _Search:
         self.texts: dict[str, tuple[Prefixes, Judge]] = {}
 
     def run(self) -> Found:
-        if not self.state.rankings:
+        budgets = set(self.settings.budgets)
+        if not budgets <= {budget for _, budget, _ in self.state.rankings}:
             self._rank()
         with PrefixRunner(self.model) as self.runner:
-            self.points = list(self.state.rankings)
+            self.points = [found for found in self.state.rankings if found[1] in budgets]
             dense: frozenset[int] = frozenset()
             self._measure("held_out", [dense, *(off for _, _, off in self.points)])
             self._measure("calibration", [dense, *(off for _, _, off in self.points)])
