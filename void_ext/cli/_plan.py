@@ -141,7 +141,7 @@ def _document(
     import torch
     import transformers
 
-    from void_ext.search.plan_search import configuration_of
+    from void_ext.search.settings import configuration_of
     from void_ext.search.units import named
 
     return {

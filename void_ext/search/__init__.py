@@ -9,7 +9,8 @@ found.plans[4].save("plan.json")
 
 from void_ext.search.frontier import Frontier, Point
 from void_ext.search.measure import Quality
-from void_ext.search.plan_search import Costs, Found, Settings, costs_of, find_plans
+from void_ext.search.plan_search import Found, find_plans
+from void_ext.search.settings import Costs, Settings, costs_of
 from void_ext.search.text import Passage, Text, default_text, passages, read_text
 
 __all__ = [
