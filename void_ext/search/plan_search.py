@@ -67,7 +67,7 @@ def find_plans(
     Raises ValueError (UnsupportedModelError among them) for what cannot be searched, before anything is measured; and
     for a state file that is damaged or of another search. Interrupted, what is in the state file stays.
 
-    Cost: at most :func:`void_ext.search.costs_of`, far less than a pass per plan: :mod:`void_ext.search.prefix`. Memory:
+    Cost: at most :func:`void_ext.search.costs_of`, far less than whole passes: :mod:`void_ext.search.prefix`. Memory:
     (L + 1) T D numbers for each text (twice that for halves), and up to 1 GiB of the dense model's probabilities each.
     """
     check_searchable(model)
