@@ -104,11 +104,15 @@ class Frontier:
             for points in same.values():
                 point = points[0]
                 against = None if any(one.method == COSINE for one in points) else self.against_cosine(point)
-                over = "" if against is None else "{:.3f} ({:.3f} … {:.3f})".format(*against)
+                over = "" if against is None else "{} ({} … {})".format(*map(_times, against))
                 method = "; ".join(one.method for one in points)
                 method = f"**{method}**" if point.off == best.off else method
                 size = f"{budget:g}" if math.isclose(point.size, budget) else f"{budget:g} ({point.size:.3g})"
                 yield _line(size, method, point.calibration, point.held_out, over, named(point.off))
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 10 else f"{ratio:.3g}"
 
 
 def _line(budget: str, method: str, calibration: Quality, held_out: Quality, over: str, off: str) -> str:

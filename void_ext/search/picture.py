@@ -33,6 +33,7 @@ def plot_frontier(
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     with matplotlib.rc_context(), replacing(target, force=force) as temporary:
         matplotlib.rcdefaults()
@@ -45,13 +46,25 @@ def plot_frontier(
             _draw(axes[1][column], frontier, text, "agreement")
             axes[0][column].set_title(words, fontsize=10)
             axes[0][column].set_yscale("log")
+            axes[0][column].yaxis.set_major_formatter(LogFormatter())
+            axes[0][column].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
             axes[1][column].set_xlabel("layers' worth of weights left out")
-        axes[0][0].set_ylabel("perplexity (log scale)")
-        axes[1][0].set_ylabel("same likeliest token as the dense model")
+        low, high = _perplexities(frontier)
+        axes[0][0].set_ylim(low, high)
+        axes[0][0].set_ylabel(f"perplexity (log scale;\nwhat is above {high:.3g} is not shown)")
+        axes[1][0].set_ylabel("same likeliest token\nas the dense model")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
         figure.suptitle("\n".join(filter(None, (title, note))), fontsize=9, parse_math=False)
         figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=130)
     return target
+
+
+def _perplexities(frontier: Frontier) -> tuple[float, float]:
+    """Where the plans worth having lie: some methods lose the language, and would press all others into one line."""
+    best = [frontier.best(budget) for budget in frontier.budgets]
+    dense = (frontier.calibration.perplexity, frontier.held_out.perplexity)
+    most = max(quality.perplexity for point in best for quality in (point.calibration, point.held_out))
+    return 0.75 * min(dense), 3 * max(most, *dense)
 
 
 def _draw(axes: Axes, frontier: Frontier, text: str, name: str) -> None:
