@@ -84,6 +84,9 @@ def test_a_plan_for_each_budget_figures_and_a_picture(small: Any, capsys: pytest
     # Another search is not mixed with it; --force begins anew.
     assert plan("--alpha", "0.2") == 1
     assert "alpha is 0.8 there and 0.2 now" in capsys.readouterr().err
+    state = (folder / "search.json").read_bytes()
+    assert plan("--alpha", "0.2", "--force", "--sequences", "300") == 1
+    assert (folder / "search.json").read_bytes() == state
     assert plan("--alpha", "0.2", "--force") == 0
     assert "voids at 0.2" in capsys.readouterr().out
 

@@ -49,8 +49,10 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     costs = costs_of(model, settings, arguments.sequences)
     state = folder / STATE
     if not arguments.json:
-        _announce(terminal, texts, costs, state.exists())
+        _announce(terminal, texts, costs, state.exists() and not arguments.force)
     folder.mkdir(exist_ok=True)
+    if arguments.force:  # not before all else has proved right
+        state.unlink(missing_ok=True)
     try:
         with terminal.waiting() as report:
             found = find_plans(model, texts, settings, state_path=state, progress=report)
@@ -82,10 +84,7 @@ def _refuse_foreign(folder: Path, arguments: argparse.Namespace) -> None:
         raise NotADirectoryError(f"--out: expected a directory, {str(folder)!r} is a file")
     state = folder / STATE
     check_output(state, what="--out", force=True)
-    if arguments.force:
-        state.unlink(missing_ok=True)
-        return
-    if not state.exists():
+    if not arguments.force and not state.exists():
         for path in _outputs(folder, arguments):
             check_output(path, what="--out")
 
