@@ -1,4 +1,4 @@
-"""The command ``void-ext``: ``info``, ``trace``, ``generate``, ``eval`` and ``demo``.
+"""The command ``void-ext``: ``info``, ``trace``, ``generate``, ``plan``, ``eval`` and ``demo``.
 
 Exit codes: 0 done, 1 an error (one message on stderr), 2 wrong usage, 130 interrupted.
 """

@@ -21,10 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="void-ext", description="Which layers of a language model did nothing for a token (its voids)."
     )
     parser.add_argument("--version", action="version", version=f"void-ext {void_ext.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,eval,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,trace,generate,plan,eval,demo}")
     _add_info(commands.add_parser("info", help="what this build is and what it runs on"))
     _add_trace(commands.add_parser("trace", help="generate with a model and show which layers were active"))
     _add_generate(commands.add_parser("generate", help="generate with layers skipped, beside the dense answer"))
+    _add_plan(
+        commands.add_parser("plan", help="search which layers can go, measured on a text, and save the best plan")
+    )
     _add_eval(commands.add_parser("eval", help="what skipping does to answers, on tasks of lm-evaluation-harness"))
     _add_demo(commands.add_parser("demo", help="the same on a small model from PyPI, with a picture"))
     return parser
@@ -85,6 +88,14 @@ def add_skipping(group: argparse._ArgumentGroup, granularity: str = "with a poli
     group.add_argument("--signal", choices=_SIGNALS, help="with a policy: what ranks layers (default delta)")
     group.add_argument("--protect", type=_layers, metavar="L,L-L", help="with a policy: layers that always run")
     group.add_argument("--force-plan", action="store_true", help="take a plan made for another checkpoint")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from void_ext.cli._plan_parser import add_plan
+
+    parser.set_defaults(run=_lazy("_plan"), parser=parser)
+    add_plan(parser)
+    _add_common(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

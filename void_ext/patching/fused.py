@@ -6,7 +6,6 @@ the stream into the adds before them, across the layer boundary too (at most 1 u
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from void_ext.patching.call import Call
+from void_ext.patching.halves import Halves
 from void_ext.patching.norms import NormAfterAdd, same_kind
 from void_ext.patching.recorder import Recorder
 from void_ext.patching.registry import LayerForm
@@ -22,7 +22,7 @@ from void_ext.patching.schedule import ALL, Schedule
 _add_l2norm: Callable[..., Tensor] = torch.ops.void_ext.add_l2norm.default
 
 
-class FusedForward:
+class FusedForward(Halves):
     """An instance ``forward`` for one decoder layer; outside of a traced forward it runs the layer's own."""
 
     def __init__(
@@ -35,19 +35,13 @@ class FusedForward:
         next_norm: nn.Module | None = None,
         following: nn.Module | None = None,
     ):
-        self.layer = layer
+        super().__init__(layer, form)
         self.index = index
-        self.form = form
         self.recorder = recorder
         # Norms to be fused, as far as their formula is known: the one inside, and the one that follows the layer.
         self.post_norm = NormAfterAdd.of(post_norm)
         self.next_norm = NormAfterAdd.of(next_norm)
         self.following = following
-        # What the layer's own forward takes after hidden_states, in this order, and would fill in.
-        named = list(inspect.signature(type(layer).forward).parameters.values())[2:]
-        named = [one for one in named if one.kind is not one.VAR_KEYWORD]
-        self.defaults = {one.name: None if one.default is one.empty else one.default for one in named}
-        self.needed = frozenset(self.defaults)
         self.quick = form.pre_norm
         self.whole = (index, ALL, ALL, -1)
 
@@ -110,39 +104,6 @@ class FusedForward:
     ) -> Any:
         """The layer where some rows, or all, go without one of its halves."""
         raise NotImplementedError
-
-    def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's arguments after hidden_states by name, as its own forward hands them to the attention."""
-        if not self.form.passes_rest:
-            kwargs = {name: value for name, value in kwargs.items() if name in self.needed}
-        if args:
-            kwargs.update(zip(self.defaults, args, strict=False))
-        return kwargs if self.needed <= kwargs.keys() else {**self.defaults, **kwargs}
-
-    def attend(self, stream: Tensor, normed: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
-        """What the attention adds to ``stream``; ``normed`` where its input has been made already."""
-        form = self.form
-        modules: dict[str, Any] = self.layer._modules
-        if normed is None:
-            normed = stream if form.input_norm is None else modules[form.input_norm](stream)
-        update = modules[form.attention](hidden_states=normed, **kwargs)[0]
-        return self._finished(update, form.attention_after)
-
-    def feed(self, middle: Tensor, normed: Tensor | None = None) -> Tensor:
-        """What the MLP adds to ``middle``."""
-        form = self.form
-        modules: dict[str, Any] = self.layer._modules
-        if normed is None:
-            normed = middle if form.post_norm is None else modules[form.post_norm](middle)
-        update = modules[form.mlp](normed)
-        if isinstance(update, tuple):  # experts may give what their router said too
-            update = update[0]
-        return self._finished(update, form.mlp_after)
-
-    def _finished(self, update: Tensor, after: tuple[str, ...]) -> Tensor:
-        for name in after:
-            update = self.layer._modules[name](update)  # type: ignore[misc]
-        return update if self.form.scale is None else update * getattr(self.layer, self.form.scale)
 
     # Somebody may have put another norm in its place since, or hooked it.
 

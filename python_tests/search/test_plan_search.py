@@ -1,0 +1,254 @@
+"""The whole search on tiny models: the best measured plan is saved, costs are kept, interruptions lose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import void_ext
+from void_ext import _files
+from void_ext.search import Found, Settings, costs_of, find_plans
+from void_ext.search.picture import plot_frontier
+from void_ext.search.units import off_of
+from void_ext.testing import assert_bits_equal
+
+SETTINGS = Settings(budgets=(2, 1), kinds=("layers", "halves"), shortlist=3, seeds=2, protect_default=False)
+
+
+@torch.no_grad()
+def divergence(model: Any, ids: torch.Tensor, plan: void_ext.VoidPlan) -> float:
+    """The mean KL of the patched model's logits to the unpatched model's, by its definition."""
+
+    def logs() -> torch.Tensor:
+        return torch.cat([model(row[None], use_cache=False).logits[:, :-1] for row in ids]).double().log_softmax(-1)
+
+    dense = logs()
+    with void_ext.patch(model, mode="skip", plan=plan):
+        return float((dense.exp() * (dense - logs())).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_no_plan_is_better_on_the_calibration_text(family: str, gentle: Callable[..., Any], two_texts: Any) -> None:
+    model, ids = gentle(family), two_texts[0].ids
+    found = find_plans(model, two_texts, SETTINGS)
+    assert sorted(found.plans) == [1, 2]
+    with void_ext.patch(model, updates=True) as handle, torch.no_grad():
+        traces = []
+        for row in ids:
+            model(row[None], use_cache=False)
+            traces.append(handle.trace)
+    for budget, plan in found.plans.items():
+        plan.check(model)
+        ours = divergence(model, ids, plan)
+        assert ours == pytest.approx(found.frontier.best(budget).calibration.divergence, rel=1e-3, abs=1e-6)
+        for signal in ("delta", "abs_delta", "relative_update", "cosine"):
+            bounds = {"budget": budget, "at_least": budget, "protect_default": False}
+            other = void_ext.VoidPlan.from_trace(traces, model, signal=signal, **bounds)
+            assert ours <= divergence(model, ids, other) + 1e-6, (budget, signal)
+        assert f"budget {budget} layers" in plan.source
+        assert two_texts[0].sha256 in plan.source
+    methods = {point.method for point in found.frontier.points}
+    assert len(methods) == 4 + 1 + 2 + 4
+    assert len(found.frontier.points) == 2 * len(methods)
+    assert "| 2 |" in "\n".join(found.frontier.lines())
+
+
+def test_what_runs_is_what_is_counted_and_at_most_what_was_told(gentle: Callable[..., Any], two_texts: Any) -> None:
+    model = gentle("llama")
+    ran: list[str] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: ran.append("mlp"))
+        layer.self_attn.register_forward_hook(lambda *_: ran.append("attention"))
+    told = costs_of(model, SETTINGS, 3)
+    ran.clear()
+    found = find_plans(model, two_texts, SETTINGS)
+    done = found.evaluations
+    assert sum(done.values()) == pytest.approx(len(ran) / 2 / 3)
+    assert done["trace"] == told.trace == 6  # all rankings come from one pass
+    assert 0 < done["dense"] <= told.dense
+    assert 0 < done["plans"] <= told.plans
+    for kind, cost in told.searches.items():
+        assert 0 < done[f"greedy, {kind}"] <= cost.greedy
+        assert 0 < done[f"exchange, {kind}"] <= cost.exchange
+    assert sum(done.values()) <= told.total
+
+
+def test_without_exchange_the_greedy_steps_follow_one_another(gentle: Callable[..., Any], two_texts: Any) -> None:
+    settings = Settings(budgets=(1, 2, 3), exchange=False, shortlist=6, seeds=0, protect_default=False)
+    model = gentle("llama")
+    # One sequence: the screen is all of the text.
+    two_texts = tuple(dataclasses.replace(text, ids=text.ids[:1]) for text in two_texts)
+    found = find_plans(model, two_texts, settings)
+    offs = [step.off for step in found.steps["layers"]]
+    assert [len(off) for off in offs] == [2, 4, 6]
+    assert offs[0] < offs[1] < offs[2]
+    # Each is the best of all that could go: an exhaustive greedy search, plan by plan.
+    off: frozenset[int] = frozenset()
+    for expected in offs:
+        plans = {
+            layer: void_ext.VoidPlan.from_layers(6, skip=sorted({half // 2 for half in off} | {layer}))
+            for layer in range(6)
+            if 2 * layer not in off
+        }
+        best = min(plans, key=lambda layer: divergence(model, two_texts[0].ids, plans[layer]))
+        off |= {2 * best, 2 * best + 1}
+        assert off == expected
+
+
+class Interrupt:
+    """A progress report that presses Ctrl-C at the n-th call."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.at -= 1
+        if self.at < 0:
+            raise KeyboardInterrupt
+
+
+def same(one: Found, other: Found) -> bool:
+    return one.frontier == other.frontier and one.plans == other.plans and one.steps == other.steps
+
+
+def test_an_interrupted_search_goes_on(gentle: Callable[..., Any], two_texts: Any, tmp_path: Path) -> None:
+    model = gentle("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = find_plans(model, two_texts, SETTINGS)
+    path = tmp_path / "search.json"
+    spent = []
+    for _ in range(40):
+        try:
+            resumed = find_plans(model, two_texts, SETTINGS, state_path=path, progress=Interrupt(25))
+        except KeyboardInterrupt:
+            assert all("forward" not in module.__dict__ for module in model.modules())
+            continue
+        spent.append(sum(resumed.evaluations.values()))
+        break
+    assert spent, "it never got to the end: nothing was kept"
+    assert same(resumed, whole)
+    assert spent[0] < sum(whole.evaluations.values()) / 4
+    assert list(tmp_path.iterdir()) == [path]
+    for name, value in model.state_dict().items():
+        assert_bits_equal(value, before[name], name)
+
+
+def test_another_budget_goes_on_from_what_is_measured(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    options: dict[str, Any] = {"shortlist": 3, "seeds": 1, "protect_default": False}
+    first = find_plans(model, two_texts, Settings(budgets=(2,), **options), state_path=path)
+    more = find_plans(model, two_texts, Settings(budgets=(2, 3), **options), state_path=path)
+    assert sorted(more.plans) == [2, 3]
+    assert more.plans[2] == first.plans[2]
+    assert more.steps["layers"][: len(first.steps["layers"])] == first.steps["layers"]
+    less = find_plans(model, two_texts, Settings(budgets=(3,), exchange=False, **options), state_path=path)
+    assert less.plans == {3: more.plans[3]}
+    assert {point.budget for point in less.frontier.points} == {3}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "damaged or no state"),
+        (lambda text: "", "damaged or no state"),
+        (lambda text: "[]", "'format': 'void_ext.search'"),
+        (lambda text: text.replace('"version": 1', '"version": 7'), "reads version 1, got 7"),
+        (lambda text: text.replace('"kl"', '"lk"', 1), "no entry 'kl'"),
+        (lambda text: text.replace('"kl": [', '"kl": [NaN, ', 1), "finite number"),
+        (lambda text: text.replace('"kl": [', '"kl": ["much", ', 1), "finite number, got 'much'"),
+        (lambda text: text.replace('"kl": [', '"kl": [1.0, ', 1), "values of 3 sequences"),
+        (lambda text: text.replace('"shortlist": 3', '"shortlist": 4'), "shortlist is 4 there and 3 now"),
+        (lambda text: text.replace('"0000', '"1111'), "texts.calibration.sha256 is"),
+    ],
+)
+def test_a_damaged_or_foreign_state_is_refused(
+    damage: Callable[[str], str], message: str, gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=Interrupt(12))
+    text = path.read_text()
+    damaged = damage(text)
+    assert damaged != text
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"state: .*search\.json") as caught:
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
+    assert message in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert path.read_text() == damaged
+
+
+def test_a_full_disk_keeps_what_was_measured(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    sync, calls = _files.sync, []
+
+    def full(place: Path) -> None:
+        calls.append(place)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(place)
+
+    monkeypatch.setattr(_files, "sync", full)
+    with pytest.raises(OSError, match=r"search\.json could not be written: No space left .* goes on from there"):
+        find_plans(model, two_texts, SETTINGS, state_path=path)
+    monkeypatch.undo()
+    assert len(json.loads(path.read_text())["measured"]) > 3
+    assert list(tmp_path.iterdir()) == [path]
+    assert same(find_plans(model, two_texts, SETTINGS, state_path=path), find_plans(model, two_texts, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budgets": ()}, "budgets: expected whole numbers of layers >= 1"),
+        ({"budgets": (0,)}, "budgets"),
+        ({"budgets": (1.5,)}, "budgets"),
+        ({"budgets": (1,), "kinds": ("heads",)}, "kinds"),
+        ({"budgets": (1,), "kinds": ()}, "kinds"),
+        ({"budgets": (1,), "shortlist": 0}, "shortlist"),
+        ({"budgets": (1,), "alpha": -1.0}, "alpha"),
+        ({"budgets": (1,), "protect": (1, 1)}, "protect"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+def test_models_and_budgets_that_do_not_fit_are_refused(
+    tiny: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "search.json"
+    for budgets, options in (((4,), {}), ((1,), {"protect": (9,)})):
+        with pytest.raises(ValueError, match=r"at most 3 of 6 layers|below 6"):
+            find_plans(tiny("llama"), two_texts, Settings(budgets=budgets, **options), state_path=path)
+    for refused in (costs_of, find_plans):
+        last: Any = 3 if refused is costs_of else Settings(budgets=(1,))
+        arguments = (tiny("gpt2"), Settings(budgets=(1,)), 3) if last == 3 else (tiny("gpt2"), two_texts, last)
+        with pytest.raises(void_ext.UnsupportedModelError, match="gpt2"):
+            refused(*arguments)
+    assert not path.exists()
+
+
+def test_the_picture(gentle: Callable[..., Any], two_texts: Any, tmp_path: Path) -> None:
+    found = find_plans(gentle("llama"), two_texts, Settings(budgets=(1, 2), protect_default=False))
+    for name in ("a.png", "a.svg"):
+        path = plot_frontier(found.frontier, tmp_path / name, title="$model_1$", note="a text")
+        assert path.stat().st_size > 10_000
+    text = (tmp_path / "a.svg").read_text()
+    for words in ("$model_1$", "held-out text", "cosine", "exchanged, layers", "saved plan", "random"):
+        assert words in text
+    with pytest.raises(FileExistsError):
+        plot_frontier(found.frontier, tmp_path / "a.png")
+    assert off_of(found.plans[1])
