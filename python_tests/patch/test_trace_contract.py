@@ -542,3 +542,30 @@ def test_no_host_synchronisation_is_added(
     with void_ext.patch(model, mode=mode, granularity=granularity, updates=True, halves=True) as handle:
         assert run() == before
         assert handle.trace is not None
+
+
+@torch.no_grad()
+def test_real_tokens_tell_padding_where_no_mask_is_given(tiny: Any) -> None:
+    """Right padding without a mask: the model is called as before, and only the tokens said to be real count."""
+    model = tiny("llama")
+    ids = torch.randint(3, 96, (2, 7), generator=torch.Generator().manual_seed(1))
+    real = torch.ones(2, 7, dtype=torch.bool)
+    real[1, 4:] = False
+    expected = model(ids).logits
+    with void_ext.patch(model) as handle:
+        with handle.real_tokens(real):
+            logits = model(ids).logits
+            assert handle.trace is not None
+            assert torch.equal(handle.trace.prompt.mask, real)
+            model(ids, attention_mask=torch.ones_like(ids))  # a mask of the call's own comes first
+            assert bool(handle.trace.prompt.mask.all())
+            model(ids[:1])  # another shape
+            assert bool(handle.trace.prompt.mask.all())
+        model(ids)
+        assert bool(handle.trace.prompt.mask.all())
+        with (
+            pytest.raises(ValueError, match=r"mask: expected a tensor \[batch, tokens\], got shape \(7,\)"),
+            handle.real_tokens(real[0]),
+        ):
+            pass
+    assert torch.equal(logits, expected)
