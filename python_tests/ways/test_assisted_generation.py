@@ -9,7 +9,7 @@ import torch
 
 import void_ext
 
-SETTINGS = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+SETTINGS = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}  # 4.57 takes no minimum with a draft
 
 
 @pytest.mark.parametrize("who", ["another", "itself", "lookup"])

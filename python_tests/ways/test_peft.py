@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import void_ext
 
@@ -76,6 +77,10 @@ def test_an_adapter_after_patching_and_merged(
     assert torch.equal(greedy(merged), greedy(reference.merge_and_unload()))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24),
+    reason="PEFT 0.21 looks for past_key_values, which transformers 5.24 renamed, and repeats the prompt at every step",
+)
 @pytest.mark.parametrize("kind", ["PromptTuning", "PrefixTuning"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("skips", [False, True])

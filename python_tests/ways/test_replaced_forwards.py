@@ -98,7 +98,7 @@ def test_liger_on_classes(fuse: str, liger: None, tiny: Any, greedy: Any) -> Non
     check_norms(model, trace)
     assert torch.equal(greedy(model), expected)
     assert modeling_llama.LlamaForCausalLM.forward is lce_forward
-    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert not any(type(value).__module__.startswith("void_ext") for m in model.modules() for value in vars(m).values())
 
 
 @torch.no_grad()
@@ -216,7 +216,8 @@ def test_a_layers_forward_replaced_after_patching(
 def test_an_attention_replaced_on_the_instance_makes_no_keys(tiny: Any) -> None:
     model = tiny("llama")
     attention = model.model.layers[2].self_attn
-    attention.forward = types.MethodType(type(attention).forward, attention)
+    own = attention.forward
+    attention.forward = lambda *args, **kwargs: own(*args, **kwargs)
     plan = VoidPlan.from_layers(model, attention=[3])
     with pytest.raises(void_ext.UnsupportedModelError, match=r"cannot make K and V alone .* replaced on the instance"):
         void_ext.patch(model, mode="skip", plan=plan)

@@ -449,7 +449,7 @@ class Handle:
                 following=following,
             )
             # Inside of accelerate's hooks, where there are any: they bring a layer's input and weights to its device.
-            self._change(layer, "_old_forward" if "forward" in layer.__dict__ else "forward", forward)
+            self._change(layer, "_old_forward" if "_hf_hook" in layer.__dict__ else "forward", forward)
         if final is not None and rms_norm_form(final) is not None:
             self._change(final, "forward", FinalNormForward(final, self._recorder))
 

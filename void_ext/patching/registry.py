@@ -150,11 +150,13 @@ _DECORATORS = tuple(str(Path(module.__file__).parent) for module in (torch, tran
 
 def own_forward(module: nn.Module) -> Any:
     """The class's forward where that is what a module runs, accelerate's hooks around it or not; None elsewhere."""
-    own = type(module).forward
-    if "forward" not in module.__dict__:
+    own, placed = type(module).forward, module.__dict__
+    if "forward" not in placed:
         return own
-    inner = module.__dict__.get("_old_forward") if "_hf_hook" in module.__dict__ else None
-    return own if getattr(inner, "__func__", None) is own else None
+    # transformers 4.57 leaves the class's own on the instance when it has captured hidden states.
+    inner = placed.get("_old_forward" if "_hf_hook" in placed else "forward")
+    same = getattr(inner, "__func__", None) is own and getattr(inner, "__self__", None) is module
+    return own if same else None
 
 
 @lru_cache(maxsize=256)
