@@ -30,19 +30,22 @@ class BeginCall:
         if active:
             refuse_inside(module)
         self.recorder.abandon()
+        if active:
+            self.open(module, {**dict(zip(self.names, args, strict=False)), **kwargs})
+
+    def open(self, module: nn.Module, arguments: dict[str, Any], *how: Any) -> None:
+        """Begin a call of the body with these arguments, recorded in the way that ``how`` says (Recorder.begin)."""
         if self.fused is not None and type(self.fused).forward is not self.own:
             raise RuntimeError(
                 f"void_ext: {type(self.fused).__name__}.forward was replaced on its class since this model was patched "
                 "(Liger does that), and would not be called; call void_ext.unpatch(model) and patch it again"
             )
-        if active:
-            arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-            if self.recorder.skipper is not None:
-                if arguments.get("output_attentions") is None:
-                    arguments["output_attentions"] = getattr(module.config, "output_attentions", False)
-                if self.recorder.store is None:
-                    refuse_sharded(module)
-            self.recorder.begin(arguments)
+        if self.recorder.skipper is not None:
+            if arguments.get("output_attentions") is None:
+                arguments["output_attentions"] = getattr(module.config, "output_attentions", False)
+            if self.recorder.store is None:
+                refuse_sharded(module)
+        self.recorder.begin(arguments, *how)
 
 
 skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away

@@ -91,8 +91,9 @@ class CompiledEntry:
     # torch.compile(model.forward) asks for these; the name keeps dynamo from wrapping this in a frame of its own.
     __name__ = "_call_impl"
 
-    def __init__(self, recorder: Recorder, model: nn.Module, body: nn.Module, layer: nn.Module, mark: str):
+    def __init__(self, recorder: Recorder, model: nn.Module, body: nn.Module, layer: nn.Module, mark: str, begin: Any):
         self.recorder = recorder
+        self.begin = begin  # the BeginCall of the body
         self.model = model
         self.body = body
         self.layer = layer
@@ -149,7 +150,8 @@ class CompiledEntry:
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parameter = next(self.layer.parameters())
         where = {"device": parameter.device, "dtype": parameter.dtype}
-        self.recorder.begin({**dict(zip(self.names, args, strict=False)), **kwargs}, CompiledCall, where)
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        self.begin.open(self.body, arguments, CompiledCall, where)
 
 
 CompiledEntry.__code__ = CompiledEntry.__call__.__code__  # type: ignore[attr-defined]

@@ -426,7 +426,8 @@ class Handle:
     def _install_body(self) -> None:
         body, recorder = self._stack.body, self._recorder
         fused = None if self._form is None else self._stack.layers[0]
-        self._changes.append(body.register_forward_pre_hook(BeginCall(recorder, body, fused), with_kwargs=True))
+        begin = self._begin = BeginCall(recorder, body, fused)
+        self._changes.append(body.register_forward_pre_hook(begin, with_kwargs=True))
         self._changes.append(body.register_forward_hook(EndCall(recorder), always_call=True))
         if self._stack.final_norm is not None:
             self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
@@ -463,7 +464,8 @@ class Handle:
         stack, recorder = self._stack, self._recorder
         drop_compiled_call(stack.model)
         for model in {stack.model, self._outermost}:
-            self._change(model, "forward", CompiledEntry(recorder, model, stack.body, stack.layers[0], _MARK))
+            entry = CompiledEntry(recorder, model, stack.body, stack.layers[0], _MARK, self._begin)
+            self._change(model, "forward", entry)
 
     def _install_generation(self) -> None:
         model, recorder = self._stack.model, self._recorder
