@@ -130,10 +130,12 @@ def projections(model: nn.Module, layers: list[int], work: str, ids: Tensor, ste
     """The K and V that ``layers`` would put into a cache in one unit of ``work``, and nothing else."""
     from transformers import DynamicCache
 
-    from void_ext.patching.skip import project
+    from void_ext.patching.projection import key_form, project
 
     body = model.model
     chosen = [(body.layers[layer].input_layernorm, body.layers[layer].self_attn) for layer in layers]
+    form, why = key_form(chosen[0][1])
+    assert form is not None, why
     with torch.inference_mode():
         hidden = body.embed_tokens(ids)
         positions = torch.arange(ids.shape[1] + steps, device=ids.device)[None]
@@ -143,7 +145,7 @@ def projections(model: nn.Module, layers: list[int], work: str, ids: Tensor, ste
         span = slice(first, first + states.shape[1])
         embeddings = tuple(part[:, span] for part in rotary)
         for norm, attention in chosen:
-            project(attention, norm(states), {"past_key_values": cache, "position_embeddings": embeddings})
+            project(form, attention, norm(states), {"past_key_values": cache, "position_embeddings": embeddings})
 
     if work == "prefill":
 
