@@ -135,7 +135,7 @@ def small_settings(config_class: Any) -> dict[str, Any]:
     """The sizes among :data:`SMALL` that a configuration has, and those of the configurations inside it."""
     try:
         default = config_class()
-    except ValueError:  # not valid without settings of its own
+    except Exception:  # not valid without settings of its own; releases raise different things
         default = config_class(**SETTINGS.get(config_class.model_type, {}))
     settings = {name: value for name, value in SMALL.items() if name in default.to_dict()}
     names = set(getattr(config_class, "attribute_map", {}))
