@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", choices=["limits", "gain", "curve"], help="cells with a limit, what to gain, the others"
     )
+    parser.add_argument("--work", choices=["decode", "prefill"], help="cells of one kind of work alone")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     names = options.models or MODELS[options.device]
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     complete = True
     for name in names:
         cells = [cell for cell in plan_cells(name, options) if not ledger.has(**cell)]
+        cells = [cell for cell in cells if options.work is None or options.work in cell["work"]]
         if cells and time.monotonic() < end:
             bench = Bench(name, options)
             while cells and time.monotonic() < end:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,20 @@ def build_tiny(
     )
     model = getattr(transformers, _HEADS.get(stem, f"{stem}ForCausalLM"))(config)
     return model.to(dtype).eval()
+
+
+#: folders whose tensors and models are so small that a second thread would only be waited for
+_ONE_THREAD = {"architectures", "conformance", "distributed", "evaluate", "kernels", "patch", "search", "skip", "ways"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    threads = torch.get_num_threads()
+    if folder in _ONE_THREAD:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
