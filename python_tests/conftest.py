@@ -59,6 +59,9 @@ def build_tiny(
         attn_implementation="eager" if family in ("bloom", "gemma2") else attention,  # not all releases have sdpa
     )
     model = getattr(transformers, _HEADS.get(stem, f"{stem}ForCausalLM"))(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and parameter.dim() == 1:  # new ones are all alike: one layer's could stand in for another's
+            parameter.data += torch.empty_like(parameter).uniform_(-0.3, 0.3)
     return model.to(dtype).eval()
 
 

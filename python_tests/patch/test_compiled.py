@@ -372,3 +372,29 @@ def test_inductor_keeps_float32_and_stays_as_close_in_bfloat16(family: str, tiny
         else:
             ours, theirs = ((logits - eager).square().mean().sqrt() for logits in (patched, unpatched))
             assert 0 < ours <= theirs * (1 + tolerance("compiled", dtype).rtol)
+
+
+@torch.no_grad()
+def test_a_wrapper_that_hands_on_positional_arguments(tiny: Any) -> None:
+    model = tiny("llama")
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    ids = torch.arange(8)[None]
+    with void_ext.patch(model) as handle:
+        expected = model(ids).logits
+        assert_bits_equal(torch.compile(model, backend="eager")(ids).logits, expected, "logits")
+        assert handle.trace.prompt.norms.shape[1] == 8
+
+
+@torch.no_grad()
+def test_an_entry_left_by_an_earlier_patch_stays_asleep(tiny: Any) -> None:
+    model = tiny("llama")
+    handle = void_ext.patch(model)
+    forward = model.forward
+    model.forward = lambda input_ids, **kwargs: forward(input_ids=input_ids, **kwargs)  # keeps the first entry
+    handle.unpatch()
+    ids = torch.arange(8)[None]
+    with void_ext.patch(model) as second:
+        expected = model(ids).logits
+        assert_bits_equal(torch.compile(model, backend="eager")(ids).logits, expected, "logits")
+        assert second.trace.prompt.norms.shape[1] == 8

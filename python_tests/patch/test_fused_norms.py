@@ -151,3 +151,54 @@ def test_a_norm_that_is_replaced_later_is_called(which: str, tiny: Any) -> None:
     expected, _ = run(model)
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert_near(got, expected, model.config.hidden_size)
+
+
+@pytest.mark.parametrize("layers", [[3], [2, 3], [5]])
+@torch.no_grad()
+def test_a_projected_layer_without_a_cache_keeps_its_norm_to_itself(layers: list[int], tiny: Any) -> None:
+    model = tiny("llama")
+    ids = torch.arange(LENGTH)[None] % 90
+    plan = void_ext.VoidPlan.from_layers(model, skip=layers, phase="prompt")  # PROJECT
+    found = {}
+    for fuse in ("add", "norm"):
+        with void_ext.patch(model, mode="skip", plan=plan, fuse=fuse) as handle:
+            logits = model(ids, use_cache=False).logits
+            assert handle.trace is not None
+            found[fuse] = logits, handle.trace.prompt.norms
+    assert_near(found["norm"][0], found["add"][0], model.config.hidden_size)
+    assert_near(found["norm"][1], found["add"][1], model.config.hidden_size)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_that_writes_before_the_final_norm_under_inference(when: str, tiny: Any) -> None:
+    model = tiny("llama")
+    ids = torch.arange(LENGTH)[None] % 90
+
+    def scale(module: Any, args: Any) -> None:
+        args[0].mul_(1.5)
+        args[0][..., 0] = 3.0
+
+    with torch.inference_mode():
+        with model.model.norm.register_forward_pre_hook(scale):
+            expected = model(ids, use_cache=False).logits
+        if when == "before":
+            hook = model.model.norm.register_forward_pre_hook(scale)
+        void_ext.patch(model, fuse="norm")
+        if when == "after":
+            hook = model.model.norm.register_forward_pre_hook(scale)
+        with hook:
+            got = model(ids, use_cache=False).logits
+    assert_near(got, expected, model.config.hidden_size)
+
+
+def test_a_final_norm_whose_class_has_another_forward_since(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    norm = type(model.model.norm)
+    own = norm.forward
+    void_ext.patch(model, fuse="norm")
+    run(model)
+    monkeypatch.setattr(norm, "forward", lambda self, stream: 2 * own(self, stream))
+    got, _ = run(model)
+    void_ext.unpatch(model)
+    expected, _ = run(model)
+    assert_near(got, expected, model.config.hidden_size)

@@ -137,3 +137,22 @@ def test_a_stream_that_changes_devices(family: str, tiny: Any, padded_batch: Any
     for settings, name in refused:
         with void_ext.patch(model, **settings), pytest.raises(RuntimeError, match=f"{name}.* needs all layers on one"):
             model(input_ids=ids, attention_mask=mask)
+
+
+@torch.no_grad()
+def test_a_forward_of_the_users_own_survives_hooks_added_while_patched(tiny: Any) -> None:
+    model, ids, calls = tiny("llama"), torch.arange(8)[None], []
+    forward = model.forward
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    model.forward = own
+    handle = void_ext.patch(model)
+    hooks.add_hook_to_module(model, hooks.ModelHook())
+    handle.unpatch()
+    model(ids)
+    assert calls == [1]
+    hooks.remove_hook_from_module(model)
+    assert model.__dict__["forward"] is own

@@ -246,3 +246,18 @@ def test_use_kernels(when: str, tiny: Any, greedy: Any) -> None:
     assert torch.equal(found, greedy(model))
     assert "forward" in model.model.norm.__dict__
     check_norms(model, trace)
+
+
+@torch.no_grad()
+def test_a_forward_under_a_decorator_of_torchs_is_called(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's decorators may change what a forward computes."""
+    layer = modeling_llama.LlamaDecoderLayer
+    monkeypatch.setattr(layer, "forward", torch.autocast("cpu", dtype=torch.bfloat16)(layer.forward))
+    model = tiny("llama")
+    ids = torch.arange(12)[None]
+    expected = model(ids).logits
+    with void_ext.patch(model) as handle:
+        assert "generic" in handle.describe()
+        assert torch.equal(model(ids).logits, expected)
+    with pytest.raises(void_ext.UnsupportedModelError, match="'skip' needs"):
+        void_ext.patch(model, mode="skip", plan=VoidPlan.from_layers(model, skip=[2]))

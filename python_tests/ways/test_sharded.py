@@ -45,3 +45,15 @@ def test_data_parallel(tiny: Any, padded_batch: Any) -> None:
     with pytest.raises(void_ext.UnsupportedModelError, match=r"nn\.DataParallel copies it to 2 devices"):
         void_ext.patch(parallel)
     assert "forward" not in model.model.layers[0].__dict__
+
+
+@torch.no_grad()
+def test_sharded_after_the_first_call(tiny: Any, padded_batch: Any) -> None:
+    """A stand-in for fully_shard, which gives a module another class: refused at the next prompt."""
+    model, ids = tiny("llama"), padded_batch[0]
+    layer = model.model.layers[1]
+    with void_ext.patch(model, mode="skip", plan=void_ext.VoidPlan.from_layers(model, skip=[2])):
+        model(ids)
+        layer.__class__ = type("FSDPLlamaDecoderLayer", (type("FSDPModule", (), {}), type(layer)), {})
+        with pytest.raises(void_ext.UnsupportedModelError, match="sharded by FSDP"):
+            model(ids)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.eval_frame import skip_code
+from torch._subclasses.fake_tensor import FakeTensor
 
 from void_ext.patching.compiled import CompiledCall, refuse_inside
 from void_ext.patching.recorder import Recorder
@@ -31,6 +32,11 @@ class BeginCall:
             refuse_inside(module)
         self.recorder.abandon()
         if active:
+            if is_fake((args, tuple(kwargs.values()))):
+                raise RuntimeError(
+                    "void_ext: a patched model was called with fake tensors (torch.export, make_fx, FakeTensorMode), "
+                    "of which nothing can be recorded; call void_ext.unpatch(model) first, or use torch.compile"
+                )
             self.open(module, {**dict(zip(self.names, args, strict=False)), **kwargs})
 
     def open(self, module: nn.Module, arguments: dict[str, Any], *how: Any) -> None:
@@ -43,12 +49,17 @@ class BeginCall:
         if self.recorder.skipper is not None:
             if arguments.get("output_attentions") is None:
                 arguments["output_attentions"] = getattr(module.config, "output_attentions", False)
-            if self.recorder.store is None:
+            given = next((arguments[name] for name in self.names if isinstance(arguments.get(name), Tensor)), None)
+            if self.recorder.store is None or given is None or given.shape[1] > 1:  # once a prompt
                 refuse_sharded(module)
         self.recorder.begin(arguments, *how)
 
 
 skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away
+
+
+def is_fake(arguments: tuple[tuple[Any, ...], ...]) -> bool:
+    return any(isinstance(value, FakeTensor) for part in arguments for value in part)
 
 
 class EndCall:

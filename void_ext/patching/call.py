@@ -99,6 +99,7 @@ class Call:
 
     def skip(self, index: int, stream: Tensor, *, doubtful: bool = False) -> None:
         """Layer ``index`` left ``stream`` as it was."""
+        self.normed = None  # by its own norm; the next layer has another
         self.leave(index, stream, doubtful=doubtful)
         if self.streams is None:
             self._unwritten.append(index + 1)

@@ -100,6 +100,8 @@ class CompiledEntry:
         self.mark = mark  # what the body carries while it is patched
         self.before = model.__dict__.get("forward")
         parameters = inspect.signature(self.__wrapped__).parameters.values()
+        if any(one.kind is one.VAR_POSITIONAL for one in parameters):  # a wrapper that hands everything on
+            parameters = inspect.signature(type(model).forward.__get__(model)).parameters.values()
         self.names = tuple(one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD)
         self._run = _own_frame()
 
@@ -144,7 +146,7 @@ class CompiledEntry:
             self.recorder.call is None
             and not self.body.training
             and not self.recorder.paused
-            and self.mark in self.body.__dict__
+            and getattr(self.body.__dict__.get(self.mark), "_recorder", None) is self.recorder
         )
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -116,7 +116,8 @@ class FusedForward(Halves):
     def _next_norm(self, call: Call) -> NormAfterAdd | None:
         known, following, name = self.next_norm, self.following, self.form.input_norm
         if known is None or following is None:
-            return known  # the final norm, whose module is called in any case, hooks and all
+            # The final norm's module is called in any case, and hooks behind it see what it gives.
+            return None if known is None or known.taken_over else known
         return None if name is None or following._modules[name] is not known.norm or known.hooked else known
 
 

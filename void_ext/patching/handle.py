@@ -121,7 +121,7 @@ class Handle:
         self._recorder.forget()
 
     def release(self) -> None:
-        """Free what the recording holds. Traces the caller keeps stay readable; ``handle.trace`` is None."""
+        """Free what this thread's recording holds. Traces the caller keeps stay readable; ``handle.trace`` is None."""
         self._recorder.release()
 
     @contextmanager

@@ -37,6 +37,13 @@ class NormAfterAdd:
             return True
         return type(norm).forward is not self.forward
 
+    @property
+    def taken_over(self) -> bool:
+        """The same of the final norm, which has a hook of ours and our forward while its model is patched."""
+        norm = self.norm
+        ours = isinstance(norm.__dict__.get("forward"), FinalNormForward) and len(norm._forward_pre_hooks) == 1
+        return not ours or type(norm).forward is not self.forward
+
     def fits(self, call: Call, residual: Tensor, update: Tensor) -> bool:
         weight = self.norm.weight
         return (

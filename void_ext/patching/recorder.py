@@ -311,9 +311,10 @@ class Recorder(threading.local):
             return 0
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        if getattr(cache, "is_compileable", False) and cache in self.shared.lengths:
+        known = self.shared.lengths.get(cache) if getattr(cache, "is_compileable", False) else None
+        if known is not None:
             # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
-            length, version = self.shared.lengths[cache]
+            length, version = known
             unseen = version is None and _on_the_host(cache)  # inference tensors do not tell of writes: asking is cheap
             if version == _content_version(cache) and not unseen:
                 return length

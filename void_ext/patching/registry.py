@@ -136,7 +136,7 @@ def digest(function: Any) -> str:
 
 
 def _unwrapped(function: Any) -> Any:
-    """What transformers' and torch's own decorators stand around; they leave alone what a forward computes."""
+    """What transformers' own decorators stand around; they leave alone what a forward computes (torch's need not)."""
     while hasattr(function, "__wrapped__"):
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
         if not file.startswith(_DECORATORS):
@@ -145,7 +145,7 @@ def _unwrapped(function: Any) -> Any:
     return function
 
 
-_DECORATORS = tuple(str(Path(module.__file__).parent) for module in (torch, transformers) if module.__file__)
+_DECORATORS = str(Path(transformers.__file__ or "").parent / "utils")
 
 
 def own_forward(module: nn.Module) -> Any:

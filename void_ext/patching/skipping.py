@@ -300,7 +300,10 @@ class Skipper:
             what, words = type(decision).__name__, "an error" if decision is not None else "no new decision"
         if circumstances:
             words += f" for {circumstances[0]} rows of the {PHASES[circumstances[1]]}"
-        self.agreement.check((what, circumstances), words)
+        # Other costs may send the rows of an MLP another way, into products that the ranks make together.
+        self.agreement.check(
+            (what, circumstances, self.costs), words + ("" if self.costs is None else f", {self.costs}")
+        )
 
     def _adopt(self, plan: VoidPlan) -> None:
         if plan is self.plan and self._schedules:

@@ -30,7 +30,8 @@ class InstanceAttribute:
         if self._owner.__dict__.get(self._name) is not self._value:
             for name in ("forward", "_old_forward"):
                 if self._owner.__dict__.get(name) is self._value:
-                    self._owner.__dict__[name] = type(self._owner).forward.__get__(self._owner)
+                    own = type(self._owner).forward.__get__(self._owner)
+                    self._owner.__dict__[name] = self._before if self._had else own
             return
         if self._had:
             self._owner.__dict__[self._name] = self._before
