@@ -42,8 +42,15 @@ _HEADS = {"GPT2": "GPT2LMHeadModel"}
 
 
 def build_tiny(
-    family: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0, layers: int = 6
+    family: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    layers: int = 6,
+    scaled_norms: bool = False,
 ) -> Any:
+    """``scaled_norms``: each norm has weights of its own. New ones are all alike and could stand in for each other."""
     import transformers
 
     stem, settings = FAMILIES[family]
@@ -59,9 +66,10 @@ def build_tiny(
         attn_implementation="eager" if family in ("bloom", "gemma2") else attention,  # not all releases have sdpa
     )
     model = getattr(transformers, _HEADS.get(stem, f"{stem}ForCausalLM"))(config)
-    for name, parameter in model.named_parameters():
-        if "norm" in name and parameter.dim() == 1:  # new ones are all alike: one layer's could stand in for another's
-            parameter.data += torch.empty_like(parameter).uniform_(-0.3, 0.3)
+    if scaled_norms:
+        for name, parameter in model.named_parameters():
+            if "norm" in name and parameter.dim() == 1:
+                parameter.data += torch.empty_like(parameter).uniform_(-0.3, 0.3)
     return model.to(dtype).eval()
 
 

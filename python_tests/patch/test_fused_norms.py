@@ -39,7 +39,7 @@ def run(model: Any) -> tuple[torch.Tensor, Counter[str]]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma2"])
 def test_no_norm_of_the_stream_is_left_but_the_first(family: str, tiny: Any) -> None:
-    model = tiny(family)
+    model = tiny(family, scaled_norms=True)
     layers = model.config.num_hidden_layers
     expected, before = run(model)
     handle = void_ext.patch(model, fuse="norm")
@@ -60,7 +60,7 @@ def test_no_norm_of_the_stream_is_left_but_the_first(family: str, tiny: Any) -> 
 
 @pytest.mark.parametrize("where", ["layer hook", "norm pre-hook", "norm pre-hook in place", "norm hook"])
 def test_a_hook_before_the_final_norm_is_seen(where: str, tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     final, last = model.model.norm, model.model.layers[-1]
 
     def in_place(module: Any, args: Any) -> None:
@@ -87,7 +87,7 @@ def test_a_hook_before_the_final_norm_is_seen(where: str, tiny: Any) -> None:
 
 
 def test_exit_gives_the_final_norm_another_stream(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     with void_ext.patch(model, mode="exit", alpha=0.8):
         expected, _ = run(model)
     with void_ext.patch(model, mode="exit", alpha=0.8, fuse="norm"):
@@ -96,7 +96,7 @@ def test_exit_gives_the_final_norm_another_stream(tiny: Any) -> None:
 
 
 def test_a_skipped_last_layer_leaves_the_final_norm_its_work(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     layers = model.config.num_hidden_layers
     plan = void_ext.VoidPlan.from_layers(model, skip=[layers - 1])
     with void_ext.patch(model, mode="skip", plan=plan):
@@ -109,7 +109,7 @@ def test_a_skipped_last_layer_leaves_the_final_norm_its_work(tiny: Any) -> None:
 
 @torch.no_grad()
 def test_hidden_states_are_asked_for(tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     ids = torch.arange(LENGTH)[None] % 90
     expected = model(ids, use_cache=False, output_hidden_states=True)
     void_ext.patch(model, fuse="norm")
@@ -132,7 +132,7 @@ class Doubled(torch.nn.Module):
 
 @pytest.mark.parametrize("which", ["input", "post", "final"])
 def test_a_norm_that_is_replaced_later_is_called(which: str, tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     layer = model.model.layers[3]
 
     def replace() -> None:
@@ -156,7 +156,7 @@ def test_a_norm_that_is_replaced_later_is_called(which: str, tiny: Any) -> None:
 @pytest.mark.parametrize("layers", [[3], [2, 3], [5]])
 @torch.no_grad()
 def test_a_projected_layer_without_a_cache_keeps_its_norm_to_itself(layers: list[int], tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     ids = torch.arange(LENGTH)[None] % 90
     plan = void_ext.VoidPlan.from_layers(model, skip=layers, phase="prompt")  # PROJECT
     found = {}
@@ -171,7 +171,7 @@ def test_a_projected_layer_without_a_cache_keeps_its_norm_to_itself(layers: list
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_hook_that_writes_before_the_final_norm_under_inference(when: str, tiny: Any) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     ids = torch.arange(LENGTH)[None] % 90
 
     def scale(module: Any, args: Any) -> None:
@@ -192,7 +192,7 @@ def test_a_hook_that_writes_before_the_final_norm_under_inference(when: str, tin
 
 
 def test_a_final_norm_whose_class_has_another_forward_since(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
+    model = tiny("llama", scaled_norms=True)
     norm = type(model.model.norm)
     own = norm.forward
     void_ext.patch(model, fuse="norm")

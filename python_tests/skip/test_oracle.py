@@ -80,7 +80,7 @@ def walk(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch
 
 
 def build(tiny: Any, family: str, **options: Any) -> Any:
-    model = tiny(family.removesuffix("-sliding"), **options)
+    model = tiny(family.removesuffix("-sliding"), scaled_norms=True, **options)
     if family.endswith("-sliding"):
         model.config.sliding_window = 4
     return model
