@@ -187,6 +187,21 @@ def test_a_damaged_or_foreign_state_is_refused(
     assert path.read_text() == damaged
 
 
+def test_the_state_of_another_model_with_the_same_norms_is_refused(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    """As after merging an adapter, or training with frozen norms."""
+    model, path = gentle("llama"), tmp_path / "search.json"
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=Interrupt(12))
+    kept = path.read_bytes()
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight.mul_(1.5)
+    with pytest.raises(ValueError, match=r"belongs to another search: model_content is '[0-9a-f]+ there and '[0-9a-f]+ now"):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
+    assert path.read_bytes() == kept
+
+
 def test_a_full_disk_keeps_what_was_measured(
     gentle: Callable[..., Any], two_texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

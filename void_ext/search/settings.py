@@ -9,6 +9,7 @@ from torch import nn
 
 import void_ext
 from void_ext import _options
+from void_ext._content import content_digest
 from void_ext._fingerprint import Fingerprint
 from void_ext._selection import Criterion, check_indices
 from void_ext.search import greedy, units
@@ -122,6 +123,7 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "void_ext": void_ext.__version__,
         "model_type": fingerprint.model_type,
         "model_norms": fingerprint.norms,
+        "model_content": content_digest(model),
         "layers": fingerprint.layers,
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,
