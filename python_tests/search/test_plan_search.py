@@ -197,7 +197,9 @@ def test_the_state_of_another_model_with_the_same_norms_is_refused(
     kept = path.read_bytes()
     with torch.no_grad():
         model.model.layers[3].mlp.down_proj.weight.mul_(1.5)
-    with pytest.raises(ValueError, match=r"belongs to another search: model_content is '[0-9a-f]+ there and '[0-9a-f]+ now"):
+    with pytest.raises(
+        ValueError, match=r"belongs to another search: model_content is '[0-9a-f]+ there and '[0-9a-f]+ now"
+    ):
         find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
     assert path.read_bytes() == kept
 
