@@ -153,6 +153,21 @@ def test_another_budget_goes_on_from_what_is_measured(
     less = find_plans(model, two_texts, Settings(budgets=(3,), exchange=False, **options), state_path=path)
     assert less.plans == {3: more.plans[3]}
     assert {point.budget for point in less.frontier.points} == {3}
+    assert first.not_exchanged == more.not_exchanged == less.not_exchanged == {}
+
+
+def test_a_budget_that_an_earlier_run_went_through_says_that_nothing_was_exchanged(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    options: dict[str, Any] = {"shortlist": 3, "seeds": 1, "protect_default": False}
+    find_plans(model, two_texts, Settings(budgets=(1, 3), **options), state_path=path)
+    between = find_plans(model, two_texts, Settings(budgets=(2,), **options), state_path=path)
+    assert between.not_exchanged == {"layers": [2]}
+    assert "exchanged, layers" not in {point.method for point in between.frontier.points}
+    assert "exchange, layers" not in between.evaluations
+    unasked = find_plans(model, two_texts, Settings(budgets=(2,), exchange=False, **options), state_path=path)
+    assert unasked.not_exchanged == {}
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,13 @@ class Settings:
 
     def protected(self, layers: int) -> tuple[int, ...]:
         """The layers that always run. Raises ValueError where the greatest budget does not fit beside them."""
-        most = self.budgets[-1]
-        criterion = Criterion(budget=most, at_least=most, protect=self.protect, protect_default=self.protect_default)
-        criterion.limits(layers)
-        return criterion.protected(layers)
+        protected = Criterion(protect=self.protect, protect_default=self.protect_default).protected(layers)
+        most, free = self.budgets[-1], layers - len(protected)
+        if most > free:
+            raise ValueError(
+                f"budgets: expected at most {free} of {layers} layers ({len(protected)} are protected), got {most}"
+            )
+        return protected
 
 
 @dataclass(frozen=True)
