@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def test_texts_and_places_are_refused_before_the_model_is_loaded(
         (["--sequences", "300"], "calibration text: expected at least 4800 tokens"),
         (["--length", "129"], "--length: expected at most the 128 positions of this model, got 129"),
         (["--held-out", "prose.txt"], "expected another text than the calibration text 'prose.txt'"),
-        (["--budget", "4"], "at_least: expected at most 3 of 6 layers (3 are protected), got 4"),
+        (["--budget", "4"], "error: budgets: expected at most 3 of 6 layers (3 are protected), got 4"),
         (["--protect", "3,3"], "protect: expected each layer once"),
     ],
 )
@@ -157,20 +158,71 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
     assert [path.name for path in Path().iterdir()] == ["prose.txt"]
 
 
-@pytest.mark.usefixtures("small")
-def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def interrupted(small: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals], None]:
+    """Makes the search send a signal to its process once it has begun to search."""
     find = search.find_plans
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        def press(what: str, done: int, total: int) -> None:
-            if what.startswith("searching"):
-                raise KeyboardInterrupt
+    def by(number: signal.Signals) -> None:
+        def stopped(*arguments: Any, **options: Any) -> Any:
+            def press(what: str, done: int, total: int) -> None:
+                if what.startswith("searching"):
+                    signal.raise_signal(number)
 
-        return find(*arguments, **{**options, "progress": press})
+            return find(*arguments, **{**options, "progress": press})
 
-    monkeypatch.setattr(search, "find_plans", interrupted)
-    assert plan() == 130
-    error = capsys.readouterr().err
-    assert "what was measured is kept in plan-smollm2/search.json; the same command goes on from there" in error
+        monkeypatch.setattr(search, "find_plans", stopped)
+
+    return by
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [([], "the same command goes on"), (["--force"], "the same command without --force goes on")],
+)
+def test_an_interruption_says_how_to_go_on(
+    options: list[str],
+    command: str,
+    interrupted: Callable[[signal.Signals], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(signal.SIGINT)
+    assert plan(*options) == 130
+    assert f"what was measured is kept in plan-smollm2/search.json; {command} from there" in capsys.readouterr().err
     measured = json.loads(Path("plan-smollm2/search.json").read_text())["measured"]
     assert len(measured) > 4
+
+
+def test_so_does_the_end_by_sigterm(
+    interrupted: Callable[[signal.Signals], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(signal.SIGTERM)
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # where nothing takes it, the test fails, not the process
+    try:
+        with pytest.raises(SystemExit) as caught:
+            plan()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert caught.value.code == 143
+    assert "kept in plan-smollm2/search.json; the same command goes on from there" in capsys.readouterr().err
+    assert [path.name for path in Path("plan-smollm2").iterdir()] == ["search.json"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_budget_without_an_exchange_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--budget", "1,3", "--no-default-protection") == 0
+    assert "no exchange" not in capsys.readouterr().err
+    assert plan("--budget", "2", "--no-default-protection", "--json") == 0
+    output = capsys.readouterr()
+    assert "no exchange of layers with 2 off: an earlier run in plan-smollm2 went straight on there" in output.err
+    assert json.loads(output.out)["not_exchanged"] == {"layers": [2]}
+
+
+@pytest.mark.usefixtures("small")
+def test_one_sequence_is_searched_and_drawn_without_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--sequences", "1", "--budget", "1") == 0
+    output = capsys.readouterr().out
+    assert "of the cosine ranking's" in output
+    assert " … " not in output
+    assert Path("plan-smollm2/frontier.png").stat().st_size > 10_000

@@ -153,6 +153,21 @@ def test_another_budget_goes_on_from_what_is_measured(
     less = find_plans(model, two_texts, Settings(budgets=(3,), exchange=False, **options), state_path=path)
     assert less.plans == {3: more.plans[3]}
     assert {point.budget for point in less.frontier.points} == {3}
+    assert first.not_exchanged == more.not_exchanged == less.not_exchanged == {}
+
+
+def test_a_budget_that_an_earlier_run_went_through_says_that_nothing_was_exchanged(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    options: dict[str, Any] = {"shortlist": 3, "seeds": 1, "protect_default": False}
+    find_plans(model, two_texts, Settings(budgets=(1, 3), **options), state_path=path)
+    between = find_plans(model, two_texts, Settings(budgets=(2,), **options), state_path=path)
+    assert between.not_exchanged == {"layers": [2]}
+    assert "exchanged, layers" not in {point.method for point in between.frontier.points}
+    assert "exchange, layers" not in between.evaluations
+    unasked = find_plans(model, two_texts, Settings(budgets=(2,), exchange=False, **options), state_path=path)
+    assert unasked.not_exchanged == {}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +200,23 @@ def test_a_damaged_or_foreign_state_is_refused(
     assert message in str(caught.value)
     assert "--force" in str(caught.value)
     assert path.read_text() == damaged
+
+
+def test_the_state_of_another_model_with_the_same_norms_is_refused(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    """As after merging an adapter, or training with frozen norms."""
+    model, path = gentle("llama"), tmp_path / "search.json"
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=Interrupt(12))
+    kept = path.read_bytes()
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight.mul_(1.5)
+    with pytest.raises(
+        ValueError, match=r"belongs to another search: model_content is '[0-9a-f]+ there and '[0-9a-f]+ now"
+    ):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
+    assert path.read_bytes() == kept
 
 
 def test_a_full_disk_keeps_what_was_measured(

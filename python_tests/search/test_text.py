@@ -65,6 +65,49 @@ def test_short_and_equal_texts_are_refused() -> None:
         passages(Words(), numbers(10, 20), numbers(10, 20), sequences=1, length=5)
 
 
+def shared(one: Any, other: Any, count: int) -> bool:
+    """Whether any rows of two passages have so many tokens in a row in common, by looking at every pair."""
+    return any(
+        row[i : i + count] == known[j : j + count]
+        for row in one.ids.tolist()
+        for known in other.ids.tolist()
+        for i in range(len(row) - count + 1)
+        for j in range(len(known) - count + 1)
+    )
+
+
+def test_a_held_out_sequence_does_not_repeat_a_calibration_sequence() -> None:
+    """The second half of a text that repeats itself: a part of the first 60 numbers stands there once more."""
+    words = [*range(100, 400), *range(500, 510), *range(110, 145), *range(600, 855)]
+    text = Text.of("repeating", " ".join(map(str, words)))
+    calibration, held_out = passages(Words(), text, None, sequences=4, length=51)
+    assert calibration.ids[0, 1:].tolist() == list(range(100, 150))
+    assert held_out.ids[0, 1:].tolist() == [*range(114, 145), *range(600, 619)]  # 31 of them may stay
+    assert held_out.ids[1:, 1].tolist() == [638, 721, 805]  # spread as ever
+    assert shared(held_out, calibration, 31)
+    assert not shared(held_out, calibration, 32)
+    fewer = Text.of("repeating", " ".join(map(str, [*words[:310], *range(110, 141), *range(600, 859)])))
+    _, held_out = passages(Words(), fewer, None, sequences=4, length=51)
+    assert held_out.ids[0, 1:11].tolist() == list(range(500, 510))  # not moved
+
+
+def test_texts_that_share_a_passage_are_refused() -> None:
+    """Such as a text and its copy with a word changed, which has another hash."""
+    for count, fits in ((31, True), (32, False)):
+        other = Text.of("copy", " ".join(map(str, [*range(500, 510), *range(20, 20 + count), *range(600, 660)])))
+        if fits:
+            passages(Words(), numbers(10, 100), other, sequences=1, length=51)
+            continue
+        message = (
+            r"no 32 tokens in a row that a calibration sequence has too, 'copy' repeats some of 'numbers' in token 0"
+        )
+        with pytest.raises(ValueError, match=message):
+            passages(Words(), numbers(10, 100), other, sequences=1, length=51)
+    every = Text.of("same", "7 " * 200)
+    with pytest.raises(ValueError, match="'same' repeats some of 'same'"):
+        passages(Words(), every, None, sequences=2, length=40)
+
+
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prose.txt"
     path.write_text("Wörter", encoding="utf-8")

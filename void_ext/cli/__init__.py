@@ -1,6 +1,6 @@
 """The command ``void-ext``: ``info``, ``trace``, ``generate``, ``plan``, ``eval`` and ``demo``.
 
-Exit codes: 0 done, 1 an error (one message on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error (one message on stderr), 2 wrong usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations

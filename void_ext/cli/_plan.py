@@ -12,6 +12,7 @@ from void_ext._files import check_output, replacing
 from void_ext.cli import _run, _timing
 from void_ext.cli._console import Terminal
 from void_ext.cli._plan_parser import UNITS
+from void_ext.cli._signals import ending_with_exception
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,11 +55,18 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if arguments.force:  # not before all else has proved right
         state.unlink(missing_ok=True)
     try:
-        with terminal.waiting() as report:
+        with ending_with_exception(), terminal.waiting() as report:
             found = find_plans(model, texts, settings, state_path=state, progress=report)
-    except KeyboardInterrupt:
-        terminal.note(f"what was measured is kept in {state}; the same command goes on from there")
+    except (KeyboardInterrupt, SystemExit):
+        if state.exists():
+            without = " without --force" * arguments.force
+            terminal.note(f"what was measured is kept in {state}; the same command{without} goes on from there")
         raise
+    for kind, budgets in found.not_exchanged.items():
+        terminal.note(
+            f"no exchange of {kind} with {', '.join(map(str, budgets))} off: an earlier run in {folder} went straight "
+            "on there; ask for all budgets at once in another --out to have it tried"
+        )
     document = _document(arguments, model, texts, settings, costs, found)
     files = _write(folder, arguments, document, found, texts)
     if arguments.json:
@@ -155,6 +163,7 @@ def _document(
         "exchange": settings.exchange,
         "costs_at_most": costs.to_dict(),
         "layer_evaluations": found.evaluations,
+        "not_exchanged": found.not_exchanged,
         "steps": {
             kind: [
                 {"how": step.how, "off": named(step.off), "kl": step.quality.divergence, "damages": step.damages}
@@ -189,6 +198,8 @@ def _write(
 
 
 def _print(terminal: Terminal, found: Found, files: dict[str, str]) -> None:
+    from void_ext.search.frontier import with_interval
+
     for line in found.frontier.lines():
         terminal.document(line)
     terminal.print()
@@ -199,7 +210,7 @@ def _print(terminal: Terminal, found: Found, files: dict[str, str]) -> None:
         against = found.frontier.against_cosine(best)
         words = f"{budget} layers: {best.method}, held-out perplexity {best.held_out.perplexity:.4g}"
         if against is not None:
-            words += ", {:.3f} ({:.3f} … {:.3f}) of the cosine ranking's".format(*against)
+            words += f", {with_interval(*against)} of the cosine ranking's"
         terminal.print(words)
     for what, path in files.items():
         terminal.print(f"{what}: {path}")

@@ -37,12 +37,15 @@ class Found:
         plans: for each budget the best plan measured, with the model's fingerprint.
         evaluations: layer evaluations done by this run of the search, by what they were for.
         steps: per kind of units the steps of the search.
+        not_exchanged: per kind of units the budgets at which no exchange was tried though it was asked for: an earlier
+            run of this search went straight on there, and its steps are kept.
     """
 
     frontier: Frontier
     plans: dict[int, VoidPlan]
     evaluations: dict[str, float]
     steps: dict[str, list[Step]]
+    not_exchanged: dict[str, list[int]]
 
 
 def find_plans(
@@ -105,6 +108,7 @@ class _Search:
             for role, passage in zip(("calibration", "held_out"), passages, strict=True)
         }
         self.evaluations: dict[str, float] = {}
+        self.not_exchanged: dict[str, list[int]] = {}
         self.points: list[tuple[str, int, frozenset[int]]] = []
         self.texts: dict[str, tuple[Prefixes, Judge]] = {}
 
@@ -168,8 +172,11 @@ class _Search:
                 done += 1
             self._spent(f"greedy, {kind}", self._since(before))
             self._keep(f"greedy, {kind}", budget, steps[done - 1])
-            # An earlier run without exchanges went straight on.
-            if steps[done].how == "greedy" if done < len(steps) else not self.settings.exchange:
+            # An earlier run without exchanges went straight on, or one that was not asked for this budget.
+            passed = done < len(steps) and steps[done].how == "greedy"
+            if passed and self.settings.exchange:
+                self.not_exchanged.setdefault(kind, []).append(budget)
+            if passed or (done == len(steps) and not self.settings.exchange):
                 continue
             before = self.runner.launched
             if done == len(steps):
@@ -245,7 +252,7 @@ class _Search:
                 f"{math.prod(self.ids['calibration'].shape)} tokens of {texts['name']} (sha256 {texts['sha256']})"
             )
             plans[budget] = plan_of(best.off, self.layers, self.fingerprint, source)
-        return Found(frontier, plans, self.evaluations, self.state.steps)
+        return Found(frontier, plans, self.evaluations, self.state.steps, self.not_exchanged)
 
 
 def _whole_layers(off: frozenset[int]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 import void_ext
 from void_ext import _options
+from void_ext._content import content_digest
 from void_ext._fingerprint import Fingerprint
 from void_ext._selection import Criterion, check_indices
 from void_ext.search import greedy, units
@@ -63,10 +64,13 @@ class Settings:
 
     def protected(self, layers: int) -> tuple[int, ...]:
         """The layers that always run. Raises ValueError where the greatest budget does not fit beside them."""
-        most = self.budgets[-1]
-        criterion = Criterion(budget=most, at_least=most, protect=self.protect, protect_default=self.protect_default)
-        criterion.limits(layers)
-        return criterion.protected(layers)
+        protected = Criterion(protect=self.protect, protect_default=self.protect_default).protected(layers)
+        most, free = self.budgets[-1], layers - len(protected)
+        if most > free:
+            raise ValueError(
+                f"budgets: expected at most {free} of {layers} layers ({len(protected)} are protected), got {most}"
+            )
+        return protected
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
         "void_ext": void_ext.__version__,
         "model_type": fingerprint.model_type,
         "model_norms": fingerprint.norms,
+        "model_content": content_digest(model),
         "layers": fingerprint.layers,
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,

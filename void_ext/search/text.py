@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor
 #: A tokenizer takes minutes for more, and a search reads a small part of it.
 MAX_BYTES = 64 << 20
 DEFAULT = "pydoc_data.topics"
+#: So many tokens in a row are no turn of phrase: who reads them in both texts reads the same passage.
+REPEATED = 32
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,12 @@ def passages(
 ) -> tuple[Passage, Passage]:
     """Cut ``sequences`` sequences of ``length`` tokens for each of the two roles, spread evenly over their texts.
 
-    Without ``held_out``, the first half of ``calibration`` calibrates and its second half is held out.
+    Without ``held_out``, the first half of ``calibration`` calibrates and its second half is held out. Texts repeat
+    themselves (the default one does): a held-out sequence that would share :data:`REPEATED` tokens in a row with a
+    calibration sequence is taken from the nearest place that does not.
 
     Raises ValueError for a text that is too short (the message says how long it is and what fits), and where both are
-    given and are the same text.
+    given and are the same text or share so many tokens in a row in their sequences.
     """
     first = _special(tokenizer)
     wanted = sequences * (length - len(first))
@@ -105,7 +111,7 @@ def passages(
         raise ValueError(f"held-out text: expected another text than the calibration text {calibration.name!r}")
     else:
         parts = ((calibration, tokens), (held_out, _encode(tokenizer, held_out)))
-    made = []
+    starts = []
     for role, (text, region) in zip(("calibration", "held out"), parts, strict=True):
         if len(region) < wanted:
             share = "half of " if held_out is None else ""
@@ -113,7 +119,22 @@ def passages(
                 f"{role} text: expected at least {wanted} tokens for {sequences} sequences of {length}, {share}"
                 f"{text.name!r} has {len(region)}; take a longer text, or fewer or shorter sequences"
             )
-        made.append(Passage(_spread(region, first, sequences, length), text.name, text.sha256, role))
+        starts.append(_spread(len(region), sequences, length - len(first)))
+    width = length - len(first)
+    known = {run for start in starts[0] for run in _runs(parts[0][1][start : start + width])}
+    if held_out is None:
+        starts[1] = _apart(parts[1][1], starts[1], width, known)
+    for start in starts[1]:
+        if any(run in known for run in _runs(parts[1][1][start : start + width])):
+            raise ValueError(
+                f"held out text: expected no {REPEATED} tokens in a row that a calibration sequence has too, "
+                f"{parts[1][0].name!r} repeats some of {calibration.name!r} in token {start} to {start + width}; hold "
+                "out another text, or take other numbers of sequences or tokens"
+            )
+    made = [
+        Passage(torch.tensor([first + region[start : start + width] for start in places]), text.name, text.sha256, role)
+        for role, (text, region), places in zip(("calibration", "held out"), parts, starts, strict=True)
+    ]
     return made[0], made[1]
 
 
@@ -129,8 +150,27 @@ def _special(tokenizer: Any) -> list[int]:
     return found[: found.index(plain[0])] if plain and plain[0] in found else []
 
 
-def _spread(region: list[int], first: list[int], sequences: int, length: int) -> Tensor:
-    width = length - len(first)
-    room = len(region) - width
-    starts = [room * index // max(sequences - 1, 1) for index in range(sequences)]
-    return torch.tensor([first + region[start : start + width] for start in starts])
+def _spread(tokens: int, sequences: int, width: int) -> list[int]:
+    """Where sequences of ``width`` tokens begin, from one end of so many tokens to the other."""
+    return [(tokens - width) * index // max(sequences - 1, 1) for index in range(sequences)]
+
+
+def _runs(tokens: list[int]) -> Iterator[tuple[int, ...]]:
+    return (tuple(tokens[start : start + REPEATED]) for start in range(len(tokens) - REPEATED + 1))
+
+
+def _apart(region: list[int], starts: list[int], width: int, known: set[tuple[int, ...]]) -> list[int]:
+    """``starts``, each moved as little as it must be to have none of the known runs, and not into a neighbour; one
+    with no such place stays."""
+    moved: list[int] = []
+    for index, start in enumerate(starts):
+        if any(run in known for run in _runs(region[start : start + width])):
+            low = moved[-1] + width if moved else 0
+            high = (starts[index + 1] if index + 1 < len(starts) else len(region)) - width
+            # How many known runs begin before each place; a sequence has those that begin in its first tokens.
+            sums = [0, *itertools.accumulate(run in known for run in _runs(region[low : high + width]))]
+            inside = width - REPEATED + 1
+            free = [low + place for place in range(high - low + 1) if sums[place + inside] == sums[place]]
+            start = min(free, key=lambda place: abs(place - start), default=start)
+        moved.append(start)
+    return moved
