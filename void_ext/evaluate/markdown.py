@@ -39,11 +39,15 @@ def _scores(report: Report, name: str) -> list[str]:
     level = f"{report.confidence:.0%}".replace("%", " %")
     rows = [row for row in report.scores if row.task == name]
     seeds = len({row.seed for row in rows}) > 1
+    if not rows:
+        return ["Its tasks share no metric that they put together in the same way."]
     head = ["mode", *(["seed"] if seeds else []), "metric", "score", "± stderr", level, "− dense", level]
     lines = _head([*head, "only dense : only this, McNemar p"])
+    documents = sum(report.tasks[member].documents for member in report.names[name])
     for row in rows:
         seed = ["all" if row.seed is None else str(row.seed)] if seeds else []
-        lines.append(_line([row.mode, *seed, row.metric, *_score(row)]))
+        metric = row.metric if row.documents == documents else f"{row.metric} ({row.documents} documents)"
+        lines.append(_line([row.mode, *seed, metric, *_score(row)]))
     return lines
 
 

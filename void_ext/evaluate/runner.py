@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from void_ext import _options
 from void_ext.evaluate.cells import Cell, CellStore, Item, plain, restored
-from void_ext.evaluate.configuration import configuration_of, environment_of
+from void_ext.evaluate.configuration import configuration_of, environment_of, requests_digest
 from void_ext.evaluate.modes import ModeSpec, check_modes
 from void_ext.evaluate.report import Report, TaskInfo
 from void_ext.evaluate.statistics import Metric
@@ -220,10 +218,8 @@ def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tup
                 f"tasks: {name!r} runs code that the model writes; unsafe_code (--allow-task-code) lets it"
             )
         task.build_all_requests(**_how_to_build(lm, task, settings))
-        digest = hashlib.sha256()
         texts, room = [], 0
         for instance in task.instances:
-            digest.update(json.dumps(plain([instance.doc_id, instance.args]), sort_keys=True).encode())
             texts.append(" ".join(part for part in instance.args if isinstance(part, str)))
             room = max([room, *(int(p.get("max_gen_toks", 256)) for p in instance.args if isinstance(p, dict))])
         # The text of most characters stands for the one of most tokens: this only guides the choice of a batch size.
@@ -234,7 +230,7 @@ def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tup
             group=entry.group,
             seeds=tuple(seeds),
             documents=documents,
-            requests_sha256=digest.hexdigest(),
+            requests_sha256=requests_digest(task),
             config=_config_of(task),
             generation=dict(entry.generation or {}),
             metrics=_Metrics(task),
