@@ -174,3 +174,12 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     assert "what was measured is kept in plan-smollm2/search.json; the same command goes on from there" in error
     measured = json.loads(Path("plan-smollm2/search.json").read_text())["measured"]
     assert len(measured) > 4
+
+
+@pytest.mark.usefixtures("small")
+def test_one_sequence_is_searched_and_drawn_without_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--sequences", "1", "--budget", "1") == 0
+    output = capsys.readouterr().out
+    assert "of the cosine ranking's" in output
+    assert " … " not in output
+    assert Path("plan-smollm2/frontier.png").stat().st_size > 10_000

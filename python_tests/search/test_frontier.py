@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -64,3 +65,17 @@ def test_the_document_is_json_and_marks_one_plan_a_budget(frontier: Frontier) ->
         (2, "cosine"),
     ]
     assert document["points"][0]["sequences"]["held_out"]["kl"] == [0.4, 0.4]
+
+
+def test_one_sequence_stands_without_intervals(frontier: Frontier) -> None:
+    points = tuple(
+        dataclasses.replace(one, calibration=one.calibration.part([0]), held_out=one.held_out.part([0]))
+        for one in frontier.points
+    )
+    alone = Frontier(frontier.calibration.part([0]), frontier.held_out.part([0]), points)
+    lines = list(alone.lines())
+    assert lines[3].endswith("| 50.0 % | 1.350 | 2 |")
+    assert not any("…" in line for line in lines)
+    document = json.loads(json.dumps(alone.to_dict(), allow_nan=False))
+    assert document["points"][0]["held_out"]["perplexity_interval"] is None
+    assert document["points"][0]["held_out_perplexity_over_cosine"][1:] == [None, None]

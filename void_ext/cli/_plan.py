@@ -189,6 +189,8 @@ def _write(
 
 
 def _print(terminal: Terminal, found: Found, files: dict[str, str]) -> None:
+    from void_ext.search.frontier import with_interval
+
     for line in found.frontier.lines():
         terminal.document(line)
     terminal.print()
@@ -199,7 +201,7 @@ def _print(terminal: Terminal, found: Found, files: dict[str, str]) -> None:
         against = found.frontier.against_cosine(best)
         words = f"{budget} layers: {best.method}, held-out perplexity {best.held_out.perplexity:.4g}"
         if against is not None:
-            words += ", {:.3f} ({:.3f} … {:.3f}) of the cosine ranking's".format(*against)
+            words += f", {with_interval(*against)} of the cosine ranking's"
         terminal.print(words)
     for what, path in files.items():
         terminal.print(f"{what}: {path}")

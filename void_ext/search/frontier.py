@@ -55,8 +55,9 @@ class Frontier:
         """
         return self.at(budget)[0]
 
-    def against_cosine(self, point: Point) -> tuple[float, float, float] | None:
-        """Held-out perplexity over that of the cosine ranking at the same budget, with its paired interval."""
+    def against_cosine(self, point: Point) -> tuple[float, float | None, float | None] | None:
+        """Held-out perplexity over that of the cosine ranking at the same budget, with its paired interval:
+        :func:`void_ext.search.measure.ratio`."""
         base = next((other for other in self.at(point.budget) if other.method == COSINE), None)
         return None if base is None else ratio(point.held_out, base.held_out)
 
@@ -104,11 +105,16 @@ class Frontier:
             for points in same.values():
                 point = points[0]
                 against = None if any(one.method == COSINE for one in points) else self.against_cosine(point)
-                over = "" if against is None else "{} ({} … {})".format(*map(_times, against))
+                over = "" if against is None else with_interval(*against)
                 method = "; ".join(one.method for one in points)
                 method = f"**{method}**" if point.off == best.off else method
                 size = f"{budget:g}" if math.isclose(point.size, budget) else f"{budget:g} ({point.size:.3g})"
                 yield _line(size, method, point.calibration, point.held_out, over, named(point.off))
+
+
+def with_interval(ratio: float, low: float | None, high: float | None) -> str:
+    """``"0.937 (0.888 … 0.988)"``; the ratio alone where there is no interval."""
+    return _times(ratio) if low is None or high is None else f"{_times(ratio)} ({_times(low)} … {_times(high)})"
 
 
 def _times(ratio: float) -> str:
@@ -116,13 +122,14 @@ def _times(ratio: float) -> str:
 
 
 def _line(budget: str, method: str, calibration: Quality, held_out: Quality, over: str, off: str) -> str:
-    low, high = held_out.summary()["perplexity_interval"]
+    interval = held_out.summary()["perplexity_interval"]
+    spread = "" if interval is None else " ({:.4g} … {:.4g})".format(*interval)
     cells: Sequence[str] = (
         budget,
         method,
         f"{calibration.perplexity:.4g}",
         f"{calibration.divergence:.3f}",
-        f"{held_out.perplexity:.4g} ({low:.4g} … {high:.4g})",
+        f"{held_out.perplexity:.4g}{spread}",
         f"{100 * held_out.same:.1f} %",
         over,
         off,

@@ -26,7 +26,8 @@ def plot_frontier(
 ) -> Path:
     """Draw ``frontier`` into ``path`` (.png, .svg or .pdf), whole or not at all.
 
-    Bars are 95 % intervals over sequences; a ring marks the plan saved for a budget. Random plans share one style.
+    Bars are 95 % intervals over sequences, none for a single one; a ring marks the plan saved for a budget. Random
+    plans share one style.
     Raises what :func:`void_ext.plot.check_plot_path` raises.
     """
     target = check_plot_path(path, force=force)
@@ -110,5 +111,5 @@ def _line(axes: Axes, points: list[Point], text: str, name: str, style: dict[str
 
 def _value(quality: Quality, name: str) -> tuple[float, float, float]:
     summary = quality.summary()
-    low, high = summary[f"{name}_interval"]
+    low, high = summary[f"{name}_interval"] or (summary[name], summary[name])
     return summary[name], low, high
