@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from void_ext._options import alpha_text
+
 if TYPE_CHECKING:
     from void_ext.evaluate.report import Report, ScoreRow, UsageRow
 
@@ -76,7 +78,7 @@ def _active(row: UsageRow, phase: str) -> str:
     mean = row.mean_active(phase)
     if mean is None:
         return _NONE
-    return f"{mean:.3g} of {row.layers} at α={row.alpha:g} ({row.tokens[phase]} tokens)"
+    return f"{mean:.3g} of {row.layers} at α={alpha_text(row.alpha)} ({row.tokens[phase]} tokens)"
 
 
 def _number(value: float | None, *, sign: bool = False, digits: int = 4) -> str:

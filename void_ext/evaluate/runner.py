@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Settings:
         size = self.batch_size
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
-        if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit))):
+        if self.limit is not None and not (0 < self.limit < 1 or _is_count(self.limit)):
             raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
         _check_seeds("seeds", self.seeds)
         _options.check_alpha(self.alpha)
@@ -188,6 +189,10 @@ def _check_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskRun]:
     if both := groups & set(found):
         raise ValueError(f"tasks: a group is called as a task is: {', '.join(sorted(map(str, both)))}")
     return found
+
+
+def _is_count(value: float) -> bool:
+    return 1 <= value < math.inf and value == int(value)
 
 
 def _check_seeds(what: str, seeds: Sequence[int]) -> None:
