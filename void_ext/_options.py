@@ -20,6 +20,12 @@ def check_alpha(alpha: float) -> float:
     return float(alpha)
 
 
+def alpha_text(alpha: float) -> str:
+    """``0.8``; so many digits as tell it from every other alpha."""
+    short = format(alpha, "g")
+    return short if float(short) == alpha else repr(alpha)
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """``value``, if it is one of ``choices``."""
     if value not in choices:

@@ -75,7 +75,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--alpha", "0.8,nan"], "expected a finite number >= 0, got 'nan'"),
         (["--seeds", "1,-2"], "expected a whole number from 0"),
         (["--seeds", str(2**32)], "expected whole numbers below 2^32"),
-        (["--limit", "0"], "expected a whole number >= 1, or a share between 0 and 1"),
+        *((["--limit", n], "expected a whole number >= 1, or a share between 0 and 1") for n in ("0", "inf", "1e400")),
         (["--batch-size", "many"], '"auto" or a whole number >= 1'),
         (["--system", "Be brief."], "--system: only means something together with --chat"),
     ],
@@ -96,7 +96,12 @@ def test_files_and_places_are_checked_before_the_model(
         return capsys.readouterr().err
 
     out = str(tmp_path / "out")
-    assert "no plan file at nowhere.json" in refused("--modes", "dense,skip", "--plan", "nowhere.json", "--out", out)
+    skip = ("--modes", "dense,skip", "--out", out, "--plan")
+    assert "error: --plan: no plan file at nowhere.json" in refused(*skip, "nowhere.json")
+    (tmp_path / "plan.json").write_text("{}")
+    assert f"error: --plan: {tmp_path / 'plan.json'} is not a plan of void_ext" in refused(
+        *skip, str(tmp_path / "plan.json")
+    )
     assert "does not exist" in refused("--out", str(tmp_path / "gone" / "out"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
@@ -137,7 +142,12 @@ def test_a_run_and_its_results(
     assert again["files"]["table"] == str(out / "results.md")
     # Another configuration in the same place is refused.
     assert cli.main([*argv, "--limit", "2"]) == 1
-    assert "holds a run of another configuration" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a run of another configuration" in said
+    assert "goes on from there" not in said
+    assert cli.main([*argv, "--alpha", "0.8"]) == 1
+    said = capsys.readouterr().err
+    assert f"modes: {', '.join(labels)} there, dense, exit α=0.8, skip two, skip half here" in said.replace("\n", " ")
 
 
 def test_an_interrupted_run_says_what_is_kept(
@@ -157,10 +167,23 @@ def test_an_interrupted_run_says_what_is_kept(
     argv = ["eval", model, "--tasks", "echo", "--task-path", str(task), "--out", str(out), "--device", "cpu"]
     monkeypatch.setattr("lm_eval.evaluator.evaluate", interrupted)
     assert cli.main(argv) == 130
-    assert f"1 finished in {out}; the same command without --force goes on from there" in capsys.readouterr().err
+    assert f"1 finished in {out}; the same command goes on from there" in capsys.readouterr().err
     assert cli.main(argv) == 0
     assert len(calls) == 3
     assert "| exit α=0.8 | 6 of 6 |" in capsys.readouterr().out
+
+
+def test_alphas_that_are_near_have_names_of_their_own(
+    model: str, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["eval", model, "--tasks", "echo", "--task-path", str(task), "--out", str(out), "--device", "cpu"]
+    assert cli.main([*argv, "--limit", "2", "--alpha", "0.8,0.8000001"]) == 0
+    text = capsys.readouterr().out
+    assert "| exit α=0.8 |" in text
+    assert "| exit α=0.8000001 |" in text
+    document = json.loads((out / "results.json").read_text())
+    assert list(document["cells"][0]["usage"]["prompt"]["active"]) == ["0.8", "0.8000001"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def tokenizer() -> Any:
     return build_tokenizer()
 
 
-def write_task(folder: Path, name: str, documents: list[dict[str, Any]], **settings: Any) -> Path:
+def write_task_file(folder: Path, name: str, documents: list[dict[str, Any]], **settings: Any) -> Path:
     """A task file and its documents, as a user would write them."""
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(document) + "\n" for document in documents))
@@ -49,6 +49,12 @@ def write_task(folder: Path, name: str, documents: list[dict[str, Any]], **setti
     return path
 
 
+@pytest.fixture
+def write_task() -> Callable[..., Path]:
+    """``write_task(folder, name, documents, **settings)``."""
+    return write_task_file
+
+
 WORDS = ["ape", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kite", "lion"]
 
 
@@ -60,7 +66,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"question": f"{'very ' * (i % 4)}odd {word}:", "choices": [word, WORDS[i - 1], WORDS[i - 5]], "answer": i % 3}
         for i, word in enumerate(WORDS)
     ]
-    write_task(
+    write_task_file(
         folder,
         "choices",
         choices,
@@ -72,7 +78,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         metric_list=[{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
     )
     texts = [{"text": " ".join(WORDS[i:] + WORDS[:i])[: 20 + 11 * i]} for i in range(6)]
-    write_task(
+    write_task_file(
         folder,
         "telling",
         texts,
@@ -86,7 +92,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     prompts = [{"prompt": f"{word} and {WORDS[i - 3]}" + "!" * i, "target": word} for i, word in enumerate(WORDS[:8])]
-    write_task(
+    write_task_file(
         folder,
         "writing",
         prompts,

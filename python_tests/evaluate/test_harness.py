@@ -133,6 +133,60 @@ def test_generated_tokens_are_the_response(tiny: Any, tokenizer: Any, load: Call
     assert 0 < cell.usage["response"].tokens <= 5 * len(cell.items)
 
 
+def test_answers_end_where_the_harness_would_stop_them(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.models.utils_hf import stop_sequences_criteria
+
+    from void_ext.evaluate.harness import stop_position
+
+    generator = torch.Generator().manual_seed(0)
+    for stop in ("a", "a b", "a b a", "</s>"):  # this tokenizer puts spaces between its characters
+        (criterion,) = stop_sequences_criteria(tokenizer, [stop], 0, 1)
+        ends = []
+        for _ in range(60):
+            answer = torch.tensor([2, *tokenizer.encode("abc")])[torch.randint(4, (1, 40), generator=generator)]
+            criterion.done_tracker = [False]
+            steps = (said for said in range(1, 40) if criterion(answer[:, :said], None))
+            expected = next(steps, 40)
+            assert stop_position(tokenizer, answer[0].tolist(), stop, criterion.sequence_id_len) == expected
+            ends.append(expected)
+        assert len(set(ends)) > 3
+    # Some decodings, not one a token: these go through the whole answer each time.
+    calls: list[int] = []
+    decode = type(tokenizer).decode
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *given, **named: calls.append(1) or decode(*given, **named))
+    assert stop_position(tokenizer, tokenizer.encode("b" * 200 + "a" + "b" * 55), "a", 3) == 201
+    assert len(calls) <= 10
+
+
+def test_a_stop_string_wider_than_the_harness_looks_does_not_count(tokenizer: Any) -> None:
+    from void_ext.evaluate.harness import stop_position
+
+    assert stop_position(tokenizer, tokenizer.encode("xabcdx"), "a b c d", 3) == 6
+    assert stop_position(tokenizer, tokenizer.encode("xabcdx"), "a b c d", 4) == 5
+
+
+def test_looking_for_ends_is_not_the_requests_time(
+    tiny: Any, tokenizer: Any, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from void_ext.evaluate import harness
+
+    clock, looks = [0.0], []
+    position = harness.stop_position
+
+    def slow(*given: Any) -> int:
+        clock[0] += 5
+        looks.append(given)
+        return position(*given)
+
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(harness, "stop_position", slow)
+    report = run(tiny("llama"), tokenizer, load("writing"), [ModeSpec.dense()], Settings(batch_size=4))
+    assert looks
+    assert report.cells[0].seconds == 0
+
+
 def test_another_way_of_batching_is_noticed(
     tiny: Any, tokenizer: Any, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

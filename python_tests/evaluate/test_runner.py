@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_seeds_are_runs_of_their_own_and_come_again(tiny: Any, tokenizer: Any, l
     assert answers["sampled", "dense", 0] != answers["greedy", "dense", 0]
     rows = [row for row in first.scores if row.task == "sampled" and row.mode == "dense"]
     assert [row.seed for row in rows] == [0, 1, None]
-    assert [row.score.interval for row in rows] == ["wilson", "wilson", "bootstrap"]
+    assert [row.score.interval for row in rows] == ["wilson"] * 3  # all runs agree
     assert first.score("greedy", "dense", "exact_match").seed == 0
 
 
@@ -164,15 +165,16 @@ def test_a_run_of_another_configuration_is_refused_and_kept(
     place = tmp_path / "out"
     run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=place)
     kept = sorted(path.read_bytes() for path in place.rglob("*.json"))
-    with pytest.raises(ValueError, match=r"another configuration \(.*settings.limit: null there, 3 here") as caught:
+    with pytest.raises(ValueError, match=r"another configuration \(.*settings.limit: none there, 3 here") as caught:
         run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], Settings(limit=3), directory=place)
     assert "--force" in str(caught.value)
     other = tiny("llama")
     other.model.norm.weight.data.mul_(1.5)
     with pytest.raises(ValueError, match=r"model.fingerprint.norms"):
         run(other, tokenizer, load("telling"), [ModeSpec.dense()], directory=place)
-    with pytest.raises(ValueError, match=r"modes: "):
+    with pytest.raises(ValueError, match=r"modes: ") as caught:
         run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense(), ModeSpec.exit(0.3)], directory=place)
+    assert "modes: dense there, dense, exit α=0.3 here" in str(caught.value)
     assert sorted(path.read_bytes() for path in place.rglob("*.json")) == kept
     (place / "mine.txt").write_text("stays")
     run(
@@ -193,6 +195,27 @@ def test_a_damaged_cell_is_named(tmp_path: Path, tiny: Any, tokenizer: Any, load
     cell.write_text(cell.read_text()[:-20])
     with pytest.raises(ValueError, match=r"is damaged .* delete it and it is run again"):
         run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"format": "void_ext.eval', '{"format": "void_ext.evaluation", "version": 99}']
+)
+def test_a_damaged_run_can_be_thrown_away(
+    tmp_path: Path, tiny: Any, tokenizer: Any, load: Callable[..., Any], content: str
+) -> None:
+    place, modes = tmp_path / "out", [ModeSpec.dense()]
+    run(tiny("llama"), tokenizer, load("telling"), modes, directory=place)
+    (place / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is no.*; take another directory, or pass force \(--force\)"):
+        CellStore(place)
+    run(tiny("llama"), tokenizer, load("telling"), modes, directory=CellStore(place, force=True))
+    assert json.loads((place / "run.json").read_text())["version"] == 1
+
+
+def test_what_is_another_programs_is_not_thrown_away(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"epochs": 3}')
+    with pytest.raises(ValueError, match="is no run of void_ext's; take another directory"):
+        CellStore(tmp_path, force=True)
 
 
 def test_a_full_disk_keeps_what_was_finished(
@@ -265,6 +288,7 @@ def test_what_cannot_run_is_refused_first(
     [
         ({"batch_size": 0}, 'batch_size: expected "auto" or a whole number >= 1, got 0'),
         ({"limit": 1.5}, "limit: expected a whole number >= 1 or a share between 0 and 1, got 1.5"),
+        ({"limit": math.inf}, "limit: expected a whole number >= 1 or a share between 0 and 1, got inf"),
         ({"seeds": ()}, "seeds: expected different whole numbers"),
         ({"seeds": (1, 1)}, "seeds: expected different whole numbers"),
         ({"alpha": -1.0}, "alpha: expected a finite number"),

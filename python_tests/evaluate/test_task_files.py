@@ -193,6 +193,26 @@ def test_an_unknown_name_gets_near_ones(folder: Path, monkeypatch: pytest.Monkey
         load_tasks(["xyzxyz"], [folder])
 
 
+def test_an_unknown_name_tells_of_files_that_were_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.tasks
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", FewTasks)
+    broken = folder / "broken.yaml"
+    broken.write_text("task: second\ndoc_to_text: [\n")
+    with pytest.raises(ValueError, match=r"no task, group or tag is called 'second'") as caught:
+        load_tasks(["second"], [folder])
+    assert f"could not be used: {broken}: not YAML" in str(caught.value)
+    (folder / "group.yaml").write_text("group: pair\ntask: [mine, second]\n")
+    with pytest.raises(TaskFileError, match=r"got 'second'; .*broken\.yaml: not YAML"):
+        load_tasks(["pair"], [folder])
+    # A task of the harness is not taken for the user's own of the same name.
+    broken.rename(folder / "boolq.yaml")
+    with pytest.raises(TaskFileError, match=r"boolq\.yaml: not YAML"):
+        load_tasks(["boolq"], [folder])
+    monkeypatch.undo()
+    assert list(load_tasks(["mine"], [folder])) == ["mine"]
+
+
 def test_without_network_the_message_says_what_to_fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -227,3 +247,37 @@ def test_without_network_the_message_says_what_to_fetch(folder: Path, monkeypatc
 def test_a_task_that_does_not_fit_its_documents(folder: Path, line: str, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         load_tasks(["mine"], [changed(folder, line)])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["doc_to_text: quest"], r"task 'mine': doc_to_text: expected a column of its documents, got 'quest'"),
+        (["doc_to_target: answers"], "doc_to_target: expected a column of its documents, got 'answers'"),
+        (["output_type: multiple_choice", "doc_to_choice: choises", "metric_list: [{metric: acc}]"], "got 'choises'"),
+        (["num_fewshot: 1", "fewshot_config: {doc_to_text: quest}"], r"fewshot_config\.doc_to_text: .*got 'quest'"),
+    ],
+)
+def test_a_column_that_is_not_there_is_no_prompt(folder: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(TaskFileError, match=f"{message}.*; they have question, answer") as caught:
+        load_tasks(["mine"], [changed(folder, *lines)])
+    assert "could not be loaded" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["doc_to_text: ''"],
+        ["output_type: multiple_choice", "doc_to_choice: [That, This]", "metric_list: [{metric: acc}]"],
+        ["output_type: multiple_choice", 'doc_to_choice: \'["That", "This"]\'', "metric_list: [{metric: acc}]"],
+        ["output_type: multiple_choice", "doc_to_choice: [That]", "doc_to_target: 0", "metric_list: [{metric: acc}]"],
+    ],
+)
+def test_what_is_meant_literally_is_taken_so(folder: Path, lines: list[str]) -> None:
+    assert list(load_tasks(["mine"], [changed(folder, *lines)])) == ["mine"]
+
+
+def test_a_template_is_no_name_of_a_column(folder: Path) -> None:
+    path = changed(folder, "doc_to_text: 'Say {{answer}}:'", "doc_to_target: answr")
+    with pytest.raises(TaskFileError, match="doc_to_target: expected a column"):
+        load_tasks(["mine"], [path], allow_code=True)

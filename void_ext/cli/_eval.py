@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from void_ext._options import alpha_text
 from void_ext.cli import _eval_parser, _generate, _protocol, _run
 from void_ext.cli._console import Terminal
 from void_ext.evaluate.cells import CELLS, CellStore
@@ -72,20 +73,21 @@ def _telling_what_is_kept(store: CellStore, terminal: Terminal) -> Iterator[None
     try:
         yield
     except BaseException:
-        kept = len(list((store.directory / CELLS).glob("*.json")))
+        # Before that, what lies there is of another run, or will be thrown away.
+        kept = len(list((store.directory / CELLS).glob("*.json"))) if store.begun else 0
         if kept:
-            terminal.note(f"{kept} finished in {store.directory}; the same command without --force goes on from there")
+            without = " without --force" * store.force
+            terminal.note(f"{kept} finished in {store.directory}; the same command{without} goes on from there")
         raise
 
 
 def _read_plans(arguments: argparse.Namespace) -> dict[str, VoidPlan]:
     """The plan files by what they are called in the report: their name, or all of their path where two share one."""
-    from void_ext.plan import VoidPlan
-
     paths = list(dict.fromkeys(arguments.plan or ()))
     names = [Path(path).stem for path in paths]
     return {
-        name if names.count(name) == 1 else path: VoidPlan.load(path) for name, path in zip(names, paths, strict=True)
+        name if names.count(name) == 1 else path: _generate.load_plan(path)
+        for name, path in zip(names, paths, strict=True)
     }
 
 
@@ -139,7 +141,9 @@ def _skip_modes(arguments: argparse.Namespace, model: PreTrainedModel, plans: di
     for alpha in arguments.alpha:
         options = _generate.skip_options(argparse.Namespace(**{**vars(arguments), "alpha": alpha}), model, None)
         given = {**config, "alpha": alpha}
-        found.append(ModeSpec.skip(policy=options["policy"], config=given, label=f"{label} α={alpha:g}", alpha=alpha))
+        found.append(
+            ModeSpec.skip(policy=options["policy"], config=given, label=f"{label} α={alpha_text(alpha)}", alpha=alpha)
+        )
     return found
 
 

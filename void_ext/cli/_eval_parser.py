@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from void_ext import _options
 from void_ext.cli import _parser, _protocol
@@ -125,7 +126,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _limit(text: str) -> float:
     def fits(value: float) -> bool:
-        return 0 < value < 1 or (value >= 1 and value == int(value))
+        return 0 < value < 1 or (1 <= value < math.inf and value == int(value))
 
     return _parser._number(text, float, fits, "a whole number >= 1, or a share between 0 and 1")
 

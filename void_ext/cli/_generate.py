@@ -50,11 +50,17 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _read_plan(arguments: argparse.Namespace) -> VoidPlan | None:
-    if arguments.plan is None:
-        return None
+    return None if arguments.plan is None else load_plan(arguments.plan)
+
+
+def load_plan(path: str) -> VoidPlan:
+    """The plan in a file that ``--plan`` names, which errors name too."""
     from void_ext.plan import VoidPlan
 
-    return VoidPlan.load(arguments.plan)
+    try:
+        return VoidPlan.load(path)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"--plan: {str(error).removeprefix('path: ')}") from None
 
 
 def skip_options(arguments: argparse.Namespace, model: PreTrainedModel, plan: VoidPlan | None) -> dict[str, Any]:

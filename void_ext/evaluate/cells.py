@@ -110,7 +110,10 @@ class CellStore:
 
     Args:
         directory: made if it does not exist; its parent must.
-        force: throw an earlier run in it away.
+        force: throw an earlier run in it away, a damaged one too.
+
+    Attributes:
+        begun: :meth:`begin` has been called, so that the cells in the directory are this run's.
 
     Raises:
         OSError: the place cannot be written.
@@ -119,12 +122,12 @@ class CellStore:
 
     def __init__(self, directory: str | Path, *, force: bool = False):
         self.directory = Path(directory)
-        self._force = force
+        self.force = force
         self.batch_size: int | None = None
-        self._begun = False
+        self.begun = False
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(f"directory: expected a directory, {str(directory)!r} is a file")
-        self._found = self._read_run()
+        self._found = self._read_run(force)
         if self._found is not None and not force:
             self.batch_size = self._found.get("batch_size")
         if self.directory.is_dir():
@@ -135,14 +138,14 @@ class CellStore:
     def begin(self, configuration: Mapping[str, Any], batch_size: int) -> dict[tuple[str, str, int], Cell]:
         """Give the cells that are finished already; from now on cells can be added."""
         known = plain(configuration)
-        found = None if self._force else self._found
+        found = None if self.force else self._found
         if found is not None and found["configuration"] != known:
             where = "; ".join(_differences(found["configuration"], known)[:4])
             raise ValueError(
                 f"directory: {str(self.directory)!r} holds a run of another configuration ({where}); take another "
                 "directory, or pass force (--force) to throw that run away"
             )
-        self._begun = True
+        self.begun = True
         if found is not None:
             return self._read_cells()
         self._clear()
@@ -155,7 +158,7 @@ class CellStore:
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell."""
-        assert self._begun
+        assert self.begun
         self._write(self._path(cell.key), cell.to_dict())
 
     def _path(self, key: tuple[str, str, int]) -> Path:
@@ -171,7 +174,7 @@ class CellStore:
                 f"{str(self.directory)!r}: make room, then run the same command again, and it goes on from there"
             ) from error
 
-    def _read_run(self) -> dict[str, Any] | None:
+    def _read_run(self, force: bool) -> dict[str, Any] | None:
         path = self.directory / RUN
         if not path.exists():
             if self.directory.is_dir() and any(self.directory.iterdir()):
@@ -180,10 +183,20 @@ class CellStore:
                     "or one of an earlier run"
                 )
             return None
-        value = _read(path)
-        if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise ValueError(f"directory: {path} is no run of this version of void_ext; take another directory")
-        return value
+        what_to_do = "take another directory, or pass force (--force) to throw that run away"
+        try:
+            value = _read(path)
+        except ValueError as error:
+            if force:
+                return None
+            raise ValueError(f"directory: {error}; {what_to_do}") from None
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise ValueError(f"directory: {path} is no run of void_ext's; take another directory")
+        if value.get("version") == VERSION and isinstance(value.get("configuration"), dict):
+            return value
+        if force:
+            return None
+        raise ValueError(f"directory: {path} is no run of this version of void_ext; {what_to_do}")
 
     def _read_cells(self) -> dict[tuple[str, str, int], Cell]:
         cells = {}
@@ -254,5 +267,13 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    """A value in a few words; what has parts by their names or their number."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return str(value["label"]) if "label" in value else f"{len(value)} entries"
+    if isinstance(value, list):
+        parts = [_short(entry) for entry in value]
+        value = ", ".join(parts) or "none"
+    text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

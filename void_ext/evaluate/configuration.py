@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from void_ext.evaluate.report import TaskInfo
     from void_ext.evaluate.runner import Settings
 
+#: How objects without a text of their own print; where in memory one is says nothing about it.
+_ADDRESS = re.compile(r"(<[^<>]*) at 0x[0-9a-fA-F]+(?=>)")
 _PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "void_ext")
 
 
@@ -28,6 +33,7 @@ def configuration_of(
     config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """All that decides the numbers, in JSON: two runs with equal ones may share cells."""
+    from void_ext._content import content_digest
     from void_ext._fingerprint import Fingerprint
 
     known: dict[str, Any] = plain(
@@ -41,6 +47,7 @@ def configuration_of(
                 "device": model.device.type,
                 "attention": getattr(model.config, "_attn_implementation", None),
                 "fingerprint": dataclasses.asdict(Fingerprint.of(model)),
+                "content_sha256": content_digest(model),
             },
             "tasks": {name: info.to_dict() for name, info in tasks.items()},
             "modes": [{"label": mode.label, **mode.config} for mode in modes],
@@ -49,6 +56,30 @@ def configuration_of(
         }
     )
     return known
+
+
+def requests_digest(task: Any) -> str:
+    """sha256, in hex, over a task's requests with the documents they come from and the answers these are marked by.
+
+    ``task`` has built its requests. Whatever of a document is no JSON counts by its text.
+    """
+    digest = hashlib.sha256()
+    documents: set[int] = set()
+    for instance in task.instances:
+        known = [instance.doc_id, instance.args]
+        if instance.doc_id not in documents:
+            documents.add(instance.doc_id)
+            known += [instance.doc, _target(task, instance.doc)]
+        digest.update(_ADDRESS.sub(r"\1", json.dumps(plain(known), sort_keys=True)).encode())
+    return digest.hexdigest()
+
+
+def _target(task: Any, document: Any) -> Any:
+    try:
+        return task.doc_to_target(document)
+    except Exception:
+        # Tasks that are marked by other means need not have one, and lm-eval may never ask for it.
+        return None
 
 
 def _version(package: str) -> str:

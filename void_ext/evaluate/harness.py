@@ -6,6 +6,7 @@ The model's calls are the harness's own, so answers are those of plain lm-eval, 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import functools
@@ -138,27 +139,23 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         settings = with_item_sampling(context, max_length, settings, torch.initial_seed())
         tokens = super()._model_generate(context, max_length, stop, **settings)
         if self._handle is not None:
-            self._count(context.shape[0], self._answer_lengths(tokens, context.shape[1], stop))
+            # One row goes on to its own end and no further.
+            lengths = None if len(tokens) == 1 else self._answer_lengths(tokens[:, context.shape[1] :].tolist(), stop)
+            self._count(context.shape[0], lengths)
         return tokens
 
-    def _answer_lengths(self, tokens: torch.Tensor, prompt: int, stop: list[str]) -> torch.Tensor | None:
-        """Consumed tokens of each row up to its own stop string; None: all.
+    def _answer_lengths(self, answers: list[list[int]], stop: list[str]) -> torch.Tensor:
+        """Consumed tokens of each answer up to its own stop string; the time this takes is not the requests'.
 
         The harness lets a batch go on until every row has said one. What a row says after its own is cut off, and is
         no part of its answer; alone, the row would have ended there.
         """
-        rows, length = tokens.shape
-        if rows == 1:
-            return None
-        ends = [length - prompt - 1] * rows
-        criteria = stop_sequences_criteria(self.tokenizer, stop, prompt, rows)
-        for said in range(prompt + 1, length):
-            for criterion in criteria:
-                criterion(tokens[:, :said], None)
-                for row, done in enumerate(criterion.done_tracker):
-                    if done:
-                        ends[row] = min(ends[row], said - prompt - 1)
-        return torch.tensor(ends)
+        with self._untimed():
+            criteria = stop_sequences_criteria(self.tokenizer, stop, 0, 1)
+            windows = [(criterion.sequence, criterion.sequence_id_len) for criterion in criteria]
+            return torch.tensor(
+                [min(stop_position(self.tokenizer, answer, *window) for window in windows) - 1 for answer in answers]
+            )
 
     # ---- around them ----
 
@@ -183,6 +180,14 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         finally:
             self.seconds += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def _untimed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds -= time.perf_counter() - start
+
     def _out_of_step(self, found: str) -> RuntimeError:
         import lm_eval
 
@@ -190,6 +195,25 @@ class WatchedLM(HFLM):  # type: ignore[misc]
             f"lm-eval {lm_eval.__version__} batches its requests in another way than void_ext expects ({found}), so "
             "padding cannot be told from tokens; 0.4.13 is known to work"
         )
+
+
+def stop_position(tokenizer: PreTrainedTokenizerBase, answer: list[int], stop: str, window: int) -> int:
+    """After how many tokens the harness's criterion sees ``stop`` in the last ``window`` of them; all where never.
+
+    What an answer begins with holds the stop string from some length on: a few decodings find it.
+    """
+
+    def seen(tokens: list[int]) -> bool:
+        return stop in tokenizer.decode(tokens)
+
+    if not seen(answer):
+        return len(answer)
+    found = bisect.bisect_left(range(len(answer)), True, lo=1, key=lambda length: seen(answer[:length]))
+    if seen(answer[:found][-window:]):
+        return found
+    # Spread over more tokens than the criterion looks at.
+    ends = range(found, len(answer))
+    return next((end for end in ends if seen(answer[max(0, end - window) : end])), len(answer))
 
 
 def choose_batch_size(lm: WatchedLM, longest: int) -> int:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from void_ext._options import alpha_text
+
 if TYPE_CHECKING:
     from void_ext.evaluate.report import Report, ScoreRow, UsageRow
 
@@ -39,11 +41,15 @@ def _scores(report: Report, name: str) -> list[str]:
     level = f"{report.confidence:.0%}".replace("%", " %")
     rows = [row for row in report.scores if row.task == name]
     seeds = len({row.seed for row in rows}) > 1
+    if not rows:
+        return ["Its tasks share no metric that they put together in the same way."]
     head = ["mode", *(["seed"] if seeds else []), "metric", "score", "± stderr", level, "− dense", level]
     lines = _head([*head, "only dense : only this, McNemar p"])
+    documents = sum(report.tasks[member].documents for member in report.names[name])
     for row in rows:
         seed = ["all" if row.seed is None else str(row.seed)] if seeds else []
-        lines.append(_line([row.mode, *seed, row.metric, *_score(row)]))
+        metric = row.metric if row.documents == documents else f"{row.metric} ({row.documents} documents)"
+        lines.append(_line([row.mode, *seed, metric, *_score(row)]))
     return lines
 
 
@@ -72,7 +78,7 @@ def _active(row: UsageRow, phase: str) -> str:
     mean = row.mean_active(phase)
     if mean is None:
         return _NONE
-    return f"{mean:.3g} of {row.layers} at α={row.alpha:g} ({row.tokens[phase]} tokens)"
+    return f"{mean:.3g} of {row.layers} at α={alpha_text(row.alpha)} ({row.tokens[phase]} tokens)"
 
 
 def _number(value: float | None, *, sign: bool = False, digits: int = 4) -> str:

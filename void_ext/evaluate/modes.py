@@ -44,7 +44,7 @@ class ModeSpec:
         alpha = _options.check_alpha(alpha)
         _options.check_choice("granularity", granularity, _options.GRANULARITIES)
         options = {"mode": "exit", "granularity": granularity}
-        given = f"exit α={alpha:g}" + ("" if granularity == "token" else f" per {granularity}")
+        given = f"exit α={_options.alpha_text(alpha)}" + ("" if granularity == "token" else f" per {granularity}")
         return cls(EXIT, label or given, alpha, options, {"mode": EXIT, "alpha": alpha, "granularity": granularity})
 
     @classmethod

@@ -38,7 +38,15 @@ def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = F
     from matplotlib.figure import Figure
 
     grouped = {member for name, members in report.names.items() if members != [name] for member in members}
-    names = [name for name in report.names if name not in grouped][:_MOST]
+    scored = {row.task for row in report.scores}
+    # Of a group without a score of its own, its tasks.
+    shown = {
+        one: None
+        for name, members in report.names.items()
+        if name not in grouped
+        for one in ([name] if name in scored else members)
+    }
+    names = list(shown)[:_MOST]
     layers = report.usage[0].layers
     heat = max(_HEAT_LEAST, _LAYER * layers)
     heights = [max(_HEIGHT_LEAST, _ROW * len(_lines(report, name)) + 0.9) for name in names]

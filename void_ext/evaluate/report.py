@@ -45,7 +45,10 @@ class TaskInfo:
 class ScoreRow:
     """One metric of one task (or of a group's pooled documents) in one mode.
 
+    A group has a row for a metric where all of its tasks that have the metric aggregate it in the same way.
+
     Attributes:
+        documents: those that have the metric; of a group those of such tasks alone.
         seed: of a single run; None: all of them, documents kept together.
         difference: to the dense mode of the same seed; None for that mode itself.
     """
@@ -137,19 +140,27 @@ class Report:
     def first_metric(self, task: str) -> str:
         """The metric that stands for a task where there is room for one."""
         given = list(dict.fromkeys(row.metric for row in self.scores if row.task == task))
+        if not given:
+            raise KeyError(f"no metric of {task!r} that its tasks put together in the same way")
         return next((metric for name in _FIRST_METRICS for metric in given if metric.split(",")[0] == name), given[0])
 
     def _scores(self, name: str, members: list[str]) -> Iterator[ScoreRow]:
-        seeds = self.tasks[members[0]].seeds
         cells = {cell.key: cell for cell in self.cells if cell.task in members}
-        seen = dict.fromkeys(metric for cell in cells.values() for item in cell.items for metric in item.metrics)
-        for metric in seen:
+        # Of each metric the tasks whose documents have it; a group's tasks need not have the same ones.
+        having: dict[str, dict[str, None]] = {}
+        for cell in cells.values():
+            for metric in dict.fromkeys(metric for item in cell.items for metric in item.metrics):
+                having.setdefault(metric, {})[cell.task] = None
+        for metric, tasks in having.items():
             if metric.split(",")[0] == "bypass":
                 continue
-            how = self.tasks[members[0]].metrics[metric]
+            how, *others = [self.tasks[task].metrics[metric] for task in tasks]
+            if not all(how.agrees_with(other) for other in others):
+                continue  # one number for logarithms and shares, say, would mean nothing
+            seeds = self.tasks[next(iter(tasks))].seeds
             dense = None
             for mode in self.modes:
-                runs = [_values(cells, members, mode.label, seed, metric) for seed in seeds]
+                runs = [_values(cells, list(tasks), mode.label, seed, metric) for seed in seeds]
                 if not all(runs):
                     continue
                 dense = runs if mode.name == DENSE and dense is None else dense

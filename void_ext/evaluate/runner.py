@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from void_ext import _options
 from void_ext.evaluate.cells import Cell, CellStore, Item, plain, restored
-from void_ext.evaluate.configuration import configuration_of, environment_of
+from void_ext.evaluate.configuration import configuration_of, environment_of, requests_digest
 from void_ext.evaluate.modes import ModeSpec, check_modes
 from void_ext.evaluate.report import Report, TaskInfo
 from void_ext.evaluate.statistics import Metric
@@ -74,7 +73,7 @@ class Settings:
         size = self.batch_size
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
-        if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit))):
+        if self.limit is not None and not (0 < self.limit < 1 or _is_count(self.limit)):
             raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
         _check_seeds("seeds", self.seeds)
         _options.check_alpha(self.alpha)
@@ -192,6 +191,10 @@ def _check_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskRun]:
     return found
 
 
+def _is_count(value: float) -> bool:
+    return 1 <= value < math.inf and value == int(value)
+
+
 def _check_seeds(what: str, seeds: Sequence[int]) -> None:
     if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**32 for seed in seeds):
         raise ValueError(f"{what}: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")
@@ -220,10 +223,8 @@ def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tup
                 f"tasks: {name!r} runs code that the model writes; unsafe_code (--allow-task-code) lets it"
             )
         task.build_all_requests(**_how_to_build(lm, task, settings))
-        digest = hashlib.sha256()
         texts, room = [], 0
         for instance in task.instances:
-            digest.update(json.dumps(plain([instance.doc_id, instance.args]), sort_keys=True).encode())
             texts.append(" ".join(part for part in instance.args if isinstance(part, str)))
             room = max([room, *(int(p.get("max_gen_toks", 256)) for p in instance.args if isinstance(p, dict))])
         # The text of most characters stands for the one of most tokens: this only guides the choice of a batch size.
@@ -234,7 +235,7 @@ def _survey(lm: WatchedLM, name: str, entry: TaskRun, settings: Settings) -> tup
             group=entry.group,
             seeds=tuple(seeds),
             documents=documents,
-            requests_sha256=digest.hexdigest(),
+            requests_sha256=requests_digest(task),
             config=_config_of(task),
             generation=dict(entry.generation or {}),
             metrics=_Metrics(task),

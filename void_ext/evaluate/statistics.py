@@ -1,4 +1,4 @@
-"""Scores with their uncertainty: standard errors, Wilson intervals, paired differences, McNemar's test.
+"""Scores with their uncertainty: standard errors, Wilson's and Tango's intervals, paired differences, McNemar's test.
 
 Items are documents. Where a document was answered in several runs (seeds), its values stay together: the bootstrap
 draws documents, and the standard error is that of the documents' means.
@@ -6,6 +6,7 @@ draws documents, and the standard error is that of the documents' means.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+
+from void_ext._small_samples import widening
 
 CONFIDENCE = 0.95
 DRAWS = 2000
@@ -30,17 +33,23 @@ class Score:
     stderr: float | None
     low: float | None
     high: float | None
-    interval: str  # "wilson" or "bootstrap"
+    interval: str  # "wilson" or "bootstrap"; low and high are None where one document is all there is
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mode's score minus the dense one's, over the same documents; McNemar's counts where the metric is 0 or 1."""
+    """A mode's score minus the dense one's, over the same documents.
+
+    Attributes:
+        interval: ``"tango"`` where documents have 0 or 1 in both, else ``"bootstrap"``.
+        only_dense, only_mode, mcnemar_p: of metrics of 0 and 1 in one run.
+    """
 
     value: float
     stderr: float | None
     low: float | None
     high: float | None
+    interval: str
     only_dense: int | None = None
     only_mode: int | None = None
     mcnemar_p: float | None = None
@@ -74,6 +83,43 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
+def tango(only_first: int, only_second: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    r"""Tango's score interval of the difference of two shares over the same items, second minus first: ``(low, high)``.
+
+    All d with ``|c - b - n d| <= z sqrt(n (2 q + d (1 - d)))``, b and c the items that only the first and only the
+    second got right, q the likeliest share of the former if the difference were d. At d = 0 that is McNemar's test
+    without a correction. It has a width where no item differs: ± z² / (n + z²).
+
+    Args:
+        only_first, only_second: items that only one of the two got right.
+        total: all items.
+    Source: T. Tango, Statistics in Medicine 17 (1998), 891-908.
+    """
+    if min(only_first, only_second) < 0 or not 0 < max(1, only_first + only_second) <= total:
+        raise ValueError(
+            f"only_first, only_second: expected counts >= 0 of {total} items together, got {only_first}, {only_second}"
+        )
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (only_second - only_first) / total
+
+    def fits(delta: float) -> bool:
+        gap = only_second - only_first - total * delta
+        # The likeliest share of items that only the first got right, given delta: a root of 2 n q² + b q + c = 0.
+        b = (2 * total + only_first - only_second) * delta - only_first - only_second
+        c = -only_first * delta * (1 - delta)
+        q = (math.sqrt(max(0.0, b * b - 8 * total * c)) - b) / (4 * total)
+        return gap * gap <= z * z * total * max(0.0, 2 * q + delta * (1 - delta))
+
+    ends = []
+    for outside in (-1.0, 1.0):
+        inside = middle
+        for _ in range(60):
+            half = (inside + outside) / 2
+            inside, outside = (half, outside) if fits(half) else (inside, half)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
 class Metric:
     """How the values of documents become one number.
 
@@ -88,6 +134,11 @@ class Metric:
             raise ValueError(f"name: expected one of {', '.join(_KNOWN)}, or a function beside it, got {name!r}")
         self.name = name
         self.function = function
+
+    def agrees_with(self, other: Metric) -> bool:
+        """Whether both put values together in the same way: the same function, or the same code loaded twice."""
+        ours, theirs = (getattr(one.function, "__code__", one.function) for one in (self, other))
+        return self.name == other.name and (ours is theirs or ours == theirs)
 
     def __call__(self, values: Sequence[Any]) -> float:
         """The aggregated value."""
@@ -144,22 +195,31 @@ class Metric:
 
 
 _KNOWN = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
+_EXPONENTIALS = ("perplexity", "weighted_perplexity")
 
 
 def score(metric: Metric, runs: Sequence[Sequence[Any]], *, confidence: float = CONFIDENCE, seed: int = 0) -> Score:
     """The metric over documents ``runs[run][document]``, with its uncertainty over documents.
 
-    Wilson's interval for values of 0 and 1 in one run, else the percentile interval of a seeded bootstrap.
+    Wilson's interval where documents have 0 or 1 (in several runs: the same in all), else the percentiles of a seeded
+    bootstrap, their distances from the value widened for few documents (:func:`void_ext._small_samples.widening`; of
+    perplexities on the scale of their logarithms). None for one document.
     """
     _check_runs(runs)
     value = metric([value for run in runs for value in run])
-    stderr = _stderr_of_mean(_document_means(runs)) if metric.name == "mean" else None
-    if metric.name == "mean" and len(runs) == 1 and is_binary(runs[0]):
-        low, high = wilson(round(sum(runs[0])), len(runs[0]), confidence)
-        return Score(value, stderr, low, high, "wilson")
+    means = _document_means(runs) if metric.name == "mean" else []
+    stderr = _stderr_of_mean(means) if means else None
+    if means and is_binary(means):
+        return Score(value, stderr, *wilson(round(sum(means)), len(means), confidence), "wilson")
     draws = metric.bootstrap([runs], seed)[0]
-    bounds = _percentiles(draws, confidence)
-    return Score(value, stderr if metric.name == "mean" else _spread(draws), *bounds, "bootstrap")
+    with np.errstate(invalid="ignore", over="ignore"):
+        if metric.name in _EXPONENTIALS:
+            low, high = map(_exp, _widened(math.log(value), np.log(draws), len(runs[0]), confidence))
+        else:
+            low, high = _widened(value, draws, len(runs[0]), confidence)
+    if means and low is not None and high is not None and all(map(is_binary, runs)):
+        low, high = max(0.0, low), min(1.0, high)
+    return Score(value, stderr if metric.name == "mean" else _spread(draws), low, high, "bootstrap")
 
 
 def difference(
@@ -170,7 +230,10 @@ def difference(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Difference:
-    """The metric of ``mode`` minus that of ``dense``, paired by document: both see the same draws of documents.
+    """The metric of ``mode`` minus that of ``dense``, paired by document.
+
+    Tango's interval where documents have 0 or 1 in both (in several runs: the same in all), else a paired bootstrap:
+    both see the same draws of documents; its percentiles are widened as those of :func:`score`. None for one document.
 
     Args:
         dense, mode: ``[run][document]``, the same documents and runs in the same order.
@@ -183,19 +246,30 @@ def difference(
             f"got {[len(run) for run in mode]}"
         )
     value = metric([v for run in mode for v in run]) - metric([v for run in dense for v in run])
+    if metric.name == "mean":
+        return _difference_of_means(value, dense, mode, confidence, seed)
     drawn = metric.bootstrap([dense, mode], seed)
     with np.errstate(invalid="ignore"):
         draws = drawn[1] - drawn[0]
-    bounds = _percentiles(draws, confidence)
-    if metric.name != "mean":
-        return Difference(value, _spread(draws), *bounds)
-    pairs = zip(_document_means(dense), _document_means(mode), strict=True)
-    stderr = _stderr_of_mean([second - first for first, second in pairs])
-    if len(dense) > 1 or not (is_binary(dense[0]) and is_binary(mode[0])):
-        return Difference(value, stderr, *bounds)
-    both = list(zip(dense[0], mode[0], strict=True))
-    only_dense, only_mode = sum(d > m for d, m in both), sum(m > d for d, m in both)
-    return Difference(value, stderr, *bounds, only_dense, only_mode, mcnemar(only_dense, only_mode))
+    return Difference(value, _spread(draws), *_widened(value, draws, len(dense[0]), confidence), "bootstrap")
+
+
+def _difference_of_means(
+    value: float, dense: Sequence[Sequence[Any]], mode: Sequence[Sequence[Any]], confidence: float, seed: int
+) -> Difference:
+    firsts, seconds = _document_means(dense), _document_means(mode)
+    deltas = [second - first for first, second in zip(firsts, seconds, strict=True)]
+    stderr = _stderr_of_mean(deltas)
+    if not (is_binary(firsts) and is_binary(seconds)):
+        draws = Metric("mean").bootstrap([[deltas]], seed)[0]
+        return Difference(value, stderr, *_widened(value, draws, len(deltas), confidence), "bootstrap")
+    only_dense, only_mode = sum(delta < 0 for delta in deltas), sum(delta > 0 for delta in deltas)
+    found = Difference(value, stderr, *tango(only_dense, only_mode, len(deltas), confidence), "tango")
+    if len(dense) > 1:
+        return found
+    return dataclasses.replace(
+        found, only_dense=only_dense, only_mode=only_mode, mcnemar_p=mcnemar(only_dense, only_mode)
+    )
 
 
 def is_binary(values: Sequence[Any]) -> bool:
@@ -228,9 +302,13 @@ def _spread(draws: Array) -> float | None:
     return float(np.std(finite, ddof=1)) if finite.size == draws.size and finite.size > 1 else None
 
 
-def _percentiles(draws: Array, confidence: float) -> tuple[float | None, float | None]:
-    if not np.isfinite(draws).all():
+def _exp(value: float | None) -> float | None:
+    return None if value is None else math.exp(value)
+
+
+def _widened(value: float, draws: Array, documents: int, confidence: float) -> tuple[float | None, float | None]:
+    if documents < 2 or not math.isfinite(value) or not np.isfinite(draws).all():
         return None, None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
+    tail, factor = (1 - confidence) / 2, widening(documents, confidence)
+    low, high = (value + factor * (float(end) - value) for end in np.quantile(draws, [tail, 1 - tail]))
+    return low, high

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from void_ext._options import alpha_text
 from void_ext.store import PHASES, RESPONSE
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PhaseUsage:
 
     Attributes:
         tokens: real tokens.
-        active: per alpha (as ``format(alpha, "g")``), per layer: the tokens for which it was active.
+        active: per alpha (as ``"0.8"``), per layer: the tokens for which it was active.
         executed: per layer: the tokens for which at least a half of it ran.
     """
 
@@ -32,7 +33,7 @@ class PhaseUsage:
 
     def usage(self, alpha: float) -> list[float]:
         """Per layer, the share of tokens for which it was active; NaN without a token."""
-        return [count / self.tokens if self.tokens else float("nan") for count in self.active[format(alpha, "g")]]
+        return [count / self.tokens if self.tokens else float("nan") for count in self.active[alpha_text(alpha)]]
 
 
 class Tally:
@@ -81,11 +82,11 @@ class Tally:
         for name in PHASES:
             if name not in self._counts:
                 nothing = [0] * self._layers
-                found[name] = PhaseUsage(0, {format(alpha, "g"): list(nothing) for alpha in self.alphas}, nothing)
+                found[name] = PhaseUsage(0, {alpha_text(alpha): list(nothing) for alpha in self.alphas}, nothing)
                 continue
             tokens = int(self._tokens[name])
             rows = self._counts[name].tolist()
-            active = {format(alpha, "g"): row for alpha, row in zip(self.alphas, rows, strict=False)}
+            active = {alpha_text(alpha): row for alpha, row in zip(self.alphas, rows, strict=False)}
             executed = rows[len(self.alphas)] if len(rows) > len(self.alphas) else [tokens] * self._layers
             found[name] = PhaseUsage(tokens, active, executed)
         return found

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _MAX_BYTES = 4 << 20
-_TEMPLATE = re.compile(r"\{\{|\{%|\{#")
+_HINTS = 5  # files named in a message
+TEMPLATE = re.compile(r"\{\{|\{%|\{#")
 #: Builders of the package datasets that read data and nothing else; "pandas" unpickles.
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 _CODE_KEYS = {
@@ -68,20 +69,37 @@ class TaskFile:
         return [given] if isinstance(given, str) else [str(tag) for tag in given or ()]
 
 
-def read_task_files(paths: Iterable[str | os.PathLike[str]]) -> dict[str, TaskFile]:
+class TaskFiles(dict[str, TaskFile]):
+    """Task files by name, and what is wrong with the files of a directory that were passed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped: dict[Path, TaskFileError] = {}
+
+    def hint(self) -> str:
+        """What was passed over, for the end of a message about a name that is not found; empty: nothing."""
+        if not self.skipped:
+            return ""
+        lines = [str(error) for error in self.skipped.values()]
+        more = f"; and {len(lines) - _HINTS} more" if len(lines) > _HINTS else ""
+        return f". Files of --task-path that could not be used: {'; '.join(lines[:_HINTS])}{more}"
+
+
+def read_task_files(paths: Iterable[str | os.PathLike[str]]) -> TaskFiles:
     """All tasks and groups under ``paths`` (files, or directories with ``.yaml`` files below them) by name.
 
-    Nothing is run, whatever the files hold. Raises TaskFileError for a file that is no task, FileNotFoundError for a
-    path that is not there.
+    Nothing is run, whatever the files hold. Raises TaskFileError for a file that is no task (one of a directory is
+    passed over, and kept in ``skipped``), FileNotFoundError for a path that is not there.
     """
-    found: dict[str, TaskFile] = {}
+    found = TaskFiles()
     for given in paths:
         path = Path(given).expanduser()
         for file in _files(path):
             try:
                 one = _read(file)
-            except TaskFileError:
-                if path.is_dir():  # parts that others include, prompts, notes
+            except TaskFileError as error:
+                if path.is_dir():  # parts that others include, prompts, notes; or a task with a slip in it
+                    found.skipped[file] = error
                     continue
                 raise
             if one.name in found and found[one.name].path != one.path:
@@ -174,7 +192,7 @@ def _findings(values: dict[str, Any], path: Path) -> Iterator[str]:
         key = re.sub(r"\[\d+\]$", "", where.rsplit(".", 1)[-1])
         if isinstance(value, _Tagged):
             yield f"{where} is a {value.tag}"
-        elif isinstance(value, str) and _TEMPLATE.search(value):
+        elif isinstance(value, str) and TEMPLATE.search(value):
             yield f"{where} is a template ({_short(value)}), which only a field's plain name is not"
         if key in _CODE_KEYS and value not in (None, False):
             yield f"{where} {_CODE_KEYS[key]}"
@@ -210,7 +228,7 @@ def _walk(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from _walk(entry, f"{where}.{name}" if where else str(name))
-            if isinstance(name, str) and _TEMPLATE.search(name):
+            if isinstance(name, str) and TEMPLATE.search(name):
                 yield f"{where}.{name}", name
     elif isinstance(value, list):
         for index, entry in enumerate(value):

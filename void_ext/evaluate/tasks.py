@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from void_ext.evaluate.runner import TaskRun, require_harness
-from void_ext.evaluate.task_files import TaskFile, TaskFileError, read_task_files, refuse_code
+from void_ext.evaluate.task_files import (
+    TEMPLATE,
+    TaskFile,
+    TaskFileError,
+    TaskFiles,
+    read_task_files,
+    refuse_code,
+)
 from void_ext.models._common import Progress, silent
 from void_ext.models._load import hub_out_of_reach
 
@@ -51,6 +58,9 @@ def load_tasks(
         if members:
             own[name] = members
         else:
+            for path, error in files.skipped.items():
+                if path.stem == name:  # else the harness's task of the same name would be taken
+                    raise error
             others.append(name)
     found: dict[str, TaskRun] = {}
     for members in own.values():
@@ -78,7 +88,7 @@ def _add(found: dict[str, TaskRun], name: str, task: Any, group: str | None) -> 
 
 
 def _members(
-    name: str, files: Mapping[str, TaskFile], allow_code: bool, group: str | None = None, depth: int = 0
+    name: str, files: TaskFiles, allow_code: bool, group: str | None = None, depth: int = 0
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
     """``(config, group)`` of every task that ``name`` stands for among the user's files."""
     if depth > _NESTING_MOST:
@@ -99,7 +109,7 @@ def _members(
         if not isinstance(inner, str) or inner not in files:
             raise TaskFileError(
                 f"{file.path}: group {name!r}: expected names of tasks that --task-path has, got {inner!r}; "
-                f"they are {', '.join(sorted(files))}"
+                f"they are {', '.join(sorted(files))}{files.hint()}"
             )
         for config, _ in _members(inner, files, allow_code, group or name, depth + 1):
             changed = {key: value for key, value in overrides.items() if key != "task"}
@@ -119,18 +129,48 @@ def _own_task(config: dict[str, Any]) -> Any:
 
     from void_ext.evaluate.harness import quiet
 
-    name = config.get("task", "?")
+    name = str(config.get("task", "?"))
     manager = TaskManager(include_defaults=False)
-    with quiet(), _explained(str(name), config.get("dataset_path"), config.get("dataset_name")):
-        return next(iter(manager.load([config])["tasks"].values()))
+
+    def load(values: dict[str, Any]) -> Any:
+        return next(iter(manager.load([values])["tasks"].values()))
+
+    with quiet(), _explained(name, config.get("dataset_path"), config.get("dataset_name")):
+        try:
+            task = load(config)
+        except (ValueError, SyntaxError):
+            # What is no column lm-eval evaluates as a list; without it the columns can be told.
+            if isinstance(config.get("doc_to_choice"), str):
+                rest = {key: value for key, value in config.items() if key != "doc_to_choice"}
+                _check_columns(name, load(rest), config)
+            raise
+        _check_columns(name, task, config)
+    return task
+
+
+def _check_columns(name: str, task: Any, config: Mapping[str, Any]) -> None:
+    """lm-eval takes a name that is no column as the prompt, or the answer, itself: the same for every document."""
+    columns = getattr(task, "features", None)
+    if columns is None or "use_prompt" in config:
+        return
+    shots = config.get("fewshot_config")
+    for where, values in (("", config), ("fewshot_config.", shots if isinstance(shots, Mapping) else {})):
+        for key in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+            value = values.get(key)
+            if not isinstance(value, str) or not value or value in columns or TEMPLATE.search(value):
+                continue
+            if key == "doc_to_choice" and value.lstrip().startswith("["):  # a list that is written as a text
+                continue
+            raise TaskFileError(
+                f"task {name!r}: {where}{key}: expected a column of its documents, got {value!r}; "
+                f"they have {', '.join(map(str, columns))}"
+            )
 
 
 # ---- the harness's ----
 
 
-def _harness_tasks(
-    names: Sequence[str], files: Mapping[str, TaskFile], progress: Progress
-) -> Iterator[tuple[Any, str | None]]:
+def _harness_tasks(names: Sequence[str], files: TaskFiles, progress: Progress) -> Iterator[tuple[Any, str | None]]:
     from lm_eval.tasks import TaskManager
 
     from void_ext.evaluate.harness import quiet
@@ -140,7 +180,7 @@ def _harness_tasks(
     known = set(manager.all_tasks)
     for name in names:
         if name not in known:
-            raise ValueError(_unknown(name, [*files, *manager.all_tasks]))
+            raise ValueError(_unknown(name, [*files, *manager.all_tasks]) + files.hint())
     for name in names:
         progress(f"reading the documents of {name}", 0, 0)
         entry = manager.task_index[name]
@@ -185,6 +225,8 @@ class _explained:  # noqa: N801 - a context manager, used as a function is
 
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = self._before
         logging.getLogger("datasets").setLevel(self._level)
+        if isinstance(error, TaskFileError):
+            return
         if isinstance(error, (OSError, KeyError, ValueError, TypeError, RuntimeError)):
             raise self._translated(error) from error
 
