@@ -145,7 +145,7 @@ def _unwrapped(function: Any) -> Any:
     return function
 
 
-_DECORATORS = str(Path(transformers.__file__ or "").parent / "utils")
+_DECORATORS = tuple(str(Path(transformers.__file__ or "").parent / name) for name in ("utils", "modeling_layers.py"))
 
 
 def own_forward(module: nn.Module) -> Any:
