@@ -86,7 +86,7 @@ class Policy(Protocol):
     Attributes:
         needs_updates: the trace must record update norms.
         every_token: ask before every forward of the response, not only before the first.
-        by_row: rows of a batch can come to differ.
+        by_row: rows of a batch can come to differ; without it, plans and tables that tell rows apart are refused.
         halts: decides inside the forward (:class:`HaltPlan`).
     """
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers import DynamicCache
 
 import void_ext
-from void_ext import Action, PhasePlan, PromptPlan, VoidPlan
+from void_ext import Action, History, PhasePlan, Policy, PromptPlan, VoidPlan
 
 BEAMS = {"num_beams": 3, "num_return_sequences": 2}
 
@@ -29,6 +31,9 @@ def test_traced(family: str, cache: str | None, tiny: Any, greedy: Any, padded_b
         greedy(model)
         assert handle.trace is not None
         assert handle.trace.ordered
+        config = transformers.GenerationConfig(**BEAMS, max_new_tokens=2, pad_token_id=0)
+        model.generate(padded_batch[0], config)
+        assert not handle.trace.ordered
 
 
 def test_skipped_with_one_plan_for_all(tiny: Any, greedy: Any) -> None:
@@ -44,6 +49,16 @@ def test_skipped_with_one_plan_for_all(tiny: Any, greedy: Any) -> None:
     assert not handle.trace.response.executed[..., 2].any()
 
 
+def test_skipped_without_a_cache(tiny: Any, greedy: Any) -> None:
+    """The prompt's tokens and the response's share a forward, each under its phase's part of the one plan."""
+    model = tiny("llama")
+    plan = VoidPlan.from_layers(model, mlp=[2], phase="response")
+    with void_ext.patch(model, mode="skip", plan=plan) as handle:
+        expected = greedy(model, **BEAMS)
+        assert torch.equal(greedy(model, use_cache=False, **BEAMS), expected)
+        assert not handle.trace.ordered
+
+
 def test_rows_that_differ_are_refused(tiny: Any, greedy: Any) -> None:
     model = tiny("llama")
     run, off = (Action.RUN,) * 6, (Action.RUN, Action.PROJECT) + (Action.RUN,) * 4
@@ -55,6 +70,32 @@ def test_rows_that_differ_are_refused(tiny: Any, greedy: Any) -> None:
             assert handle.trace is None
     with void_ext.patch(model, mode="skip", policy=PromptPlan(granularity="batch")):
         greedy(model, **BEAMS)
+
+
+class Table(Policy):
+    """Tells rows apart without having said that it would (``by_row``)."""
+
+    def decide(self, history: History | None, phase: str) -> Any:
+        if phase == "prompt" or history is None:
+            return None
+        table = torch.ones(history.rows, history.layers, dtype=torch.bool)
+        table[0, 2] = False
+        return table
+
+
+@torch.no_grad()
+def test_a_table_whose_rows_differ_is_refused(tiny: Any, greedy: Any, padded_batch: Any) -> None:
+    """Before the forward that it was to govern, the second one of the response."""
+    model, ids = tiny("llama"), padded_batch[0]
+    with void_ext.patch(model, mode="skip", policy=Table()) as handle:
+        with pytest.raises(ValueError, match="same for all rows from Table, which says by_row = False"):
+            greedy(model, **BEAMS)
+        assert handle.trace.response.positions == [9]
+        cache = model(ids, use_cache=True).past_key_values
+        model(ids[:, :1], past_key_values=cache)
+        cache.reorder_cache(torch.tensor([2, 0, 0]))
+        with pytest.raises(ValueError, match="same for all rows from Table, which says by_row = False"):
+            model(ids[:, 1:2], past_key_values=cache)
 
 
 @torch.no_grad()
@@ -77,7 +118,15 @@ def test_rows_moved_by_hand(tiny: Any, padded_batch: Any) -> None:
             expected = steps(move, crop)
             with void_ext.patch(model) as handle:
                 assert all(map(torch.equal, steps(move, crop), expected))
-            assert handle.trace.ordered is not move
+                assert handle.trace.ordered is not move
+                # It stays so when generate() goes on with that cache.
+                cache = DynamicCache(config=model.config)
+                model(ids, past_key_values=cache)
+                if move:
+                    cache.reorder_cache(torch.tensor([2, 0, 0]))
+                for new in (1, 3):
+                    model.generate(ids.repeat(1, 2)[:, : 9 + new], past_key_values=cache, max_new_tokens=2)
+                    assert handle.trace.ordered is not move
     with void_ext.patch(model, mode="skip", plan=VoidPlan.from_layers(model, skip=[2])) as handle:
         steps(True, False)
         assert not handle.trace.ordered

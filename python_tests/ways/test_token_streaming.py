@@ -39,6 +39,8 @@ def test_a_streamer_gets_each_token(skips: bool, tiny: Any, padded_batch: Any, s
     assert streamer.tokens == [*expected[0].tolist(), -1]
     assert handle.trace is not None
     assert handle.trace.response.tokens.tolist() == [expected[0, 9:-1].tolist()]
+    assert bool(handle.trace.response.mask.all())
+    assert bool(handle.trace.response.executed.all()) is not skips
 
 
 def test_from_another_thread(tiny: Any, tokenizer: Any, padded_batch: Any) -> None:

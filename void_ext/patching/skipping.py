@@ -221,6 +221,12 @@ class Skipper:
         if table is not None:
             plan = plan_of_table(table)
             self._agree(plan)
+            if plan.rows is not None and not self.by_row:
+                # By that word beams were allowed, and rows that the caller moves (reorder_cache).
+                raise ValueError(
+                    f"decide: expected a table that is the same for all rows from {type(self.policy).__name__}, which "
+                    "says by_row = False"
+                )
             self._adopt(plan)
         gone = self._ended.take()
         every_token = bool(getattr(self.policy, "every_token", False))
@@ -251,11 +257,6 @@ class Skipper:
                     self._live = (flags, schedules.of_phase(self.plan.response, RESPONSE, flags))
                 chosen = self._live[1]
         _check_rows(chosen, batch, batch * len(phases))
-        if chosen.rows is not None and generation is not None and generation.beams:
-            raise ValueError(
-                "plan: its rows differ, and beam search moves rows between beams unseen; use a plan that is the "
-                "same for all rows, or num_beams=1"
-            )
         return chosen
 
     def in_force(self, phase: int, batch: int) -> Schedule:
