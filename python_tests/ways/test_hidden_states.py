@@ -12,6 +12,7 @@ from void_ext import VoidPlan
 from void_ext.testing.compare import assert_bits_equal
 
 
+@pytest.mark.usefixtures("both_ways_of_taking_norms")
 @pytest.mark.parametrize("fuse", ["add", "norm"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @torch.no_grad()
@@ -25,11 +26,13 @@ def test_of_one_call(family: str, fuse: str, tiny: Any, padded_batch: Any) -> No
     for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         if fuse == "add":
             assert_bits_equal(ours, theirs, f"hidden state {index}")
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
         if index < 6:  # the last one is already normed
             wanted = theirs.double().norm(dim=-1).float()
             torch.testing.assert_close(handle.trace.prompt.norms[..., index], wanted, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("both_ways_of_taking_norms")
 @pytest.mark.parametrize("skips", [False, True])
 def test_of_generate(skips: bool, tiny: Any, greedy: Any, some_plan: Any) -> None:
     model = tiny("llama")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import void_ext
+from void_ext import VoidPlan
 
 accelerate = pytest.importorskip("accelerate")
 hooks = pytest.importorskip("accelerate.hooks")
@@ -106,31 +107,64 @@ def test_hooks_removed_while_patched(when: str, tiny: Any, greedy: Any) -> None:
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says it is on another CPU. A second device is not to be had here; what is computed is real."""
+    """A tensor that says it is elsewhere. A second device is not to be had here; what is computed is real."""
 
     device = property(lambda self: torch.device("cpu", 1))  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+class Moving(hooks.ModelHook):  # type: ignore[misc,name-defined]
+    """As AlignDevicesHook: the arguments of a module's forward are brought to its device, and what it gives stays."""
+
+    def __init__(self, kind: type[torch.Tensor]):
+        self.kind = kind
+
+    def pre_forward(self, module: Any, stream: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (stream.as_subclass(self.kind), *args), kwargs
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("family", "first", "options"),
+    [
+        ("llama", 3, {}),
+        ("llama", 3, {"updates": True, "halves": True}),
+        ("llama", 3, {"mode": "skip", "plan": VoidPlan.from_layers(6, skip=[2, 4])}),
+        ("gpt2", 3, {"updates": True}),
+        ("gpt2", 5, {}),
+    ],
+    ids=["deferred", "all tables", "skip", "hooks", "hooks, the last layer alone"],
+)
 @torch.no_grad()
-def test_a_stream_that_changes_devices(family: str, tiny: Any, padded_batch: Any) -> None:
+def test_a_stream_that_changes_devices(
+    family: str, first: int, options: dict[str, Any], when: str, tiny: Any, padded_batch: Any
+) -> None:
     """One table per device, put together at the end of a call."""
     model = tiny(family)
     ids, mask = padded_batch
     layers, norm = (
         (model.model.layers, model.model.norm) if family == "llama" else (model.transformer.h, model.transformer.ln_f)
     )
-    options: dict[str, Any] = {"updates": True, "halves": family == "llama"}
     with void_ext.patch(model, **options) as handle:
         expected = model(input_ids=ids, attention_mask=mask).logits
     wanted = handle.trace.prompt
-    layers[3].register_forward_pre_hook(lambda module, args: (args[0].as_subclass(Elsewhere), *args[1:]))
-    norm.register_forward_pre_hook(lambda module, args: (args[0].as_subclass(torch.Tensor), *args[1:]))
+
+    def spread() -> None:
+        for layer in layers[first:]:
+            hooks.add_hook_to_module(layer, Moving(Elsewhere))
+        hooks.add_hook_to_module(norm, Moving(torch.Tensor))
+
+    if when == "before":
+        spread()
     with void_ext.patch(model, **options) as handle:
+        if when == "after":
+            spread()
+        model(input_ids=ids.flip(0))  # its norms are in the tables when the next call begins
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
         assert set(handle._recorder._tables) == {torch.device("cpu"), torch.device("cpu", 1)}
-    for name in ("norms", "updates", "halves") if family == "llama" else ("norms", "updates"):
-        torch.testing.assert_close(getattr(handle.trace.prompt, name), getattr(wanted, name), rtol=2e-6, atol=1e-6)
+    for name in ("norms", "updates", "halves"):
+        if getattr(wanted, name) is not None:
+            torch.testing.assert_close(getattr(handle.trace.prompt, name), getattr(wanted, name), rtol=2e-6, atol=1e-6)
     refused = [({"mode": "exit"}, "mode='exit'")]
     if family == "llama":
         refused.append(({"mode": "skip", "policy": void_ext.HaltPlan()}, "HaltPlan"))

@@ -63,6 +63,7 @@ def test_an_adapter_after_patching_and_merged(
         expected = greedy(reference)
     handle = void_ext.patch(model, **options)
     adapted = with_lora(model)
+    assert void_ext.handle_of(adapted) is handle
     assert torch.equal(greedy(adapted), expected)
     assert handle.trace is not None
     same_trace(handle.trace, wanted.trace)
@@ -116,5 +117,8 @@ def test_learned_prompts(
     assert bool(trace.response.executed.all()) is not skips
     with pytest.raises(ValueError, match="prefill_chunk_size: expected None"):
         greedy(model, prefill_chunk_size=4)
+    ids = padded_batch[0][:1]
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    assert handle.trace.response.mask.tolist() == [[True, True]]  # the last row is where a single row ends
     handle.unpatch()
     assert torch.equal(greedy(model), expected)

@@ -16,9 +16,12 @@ from void_ext import VoidPlan
 class PackedLinear(nn.Module):
     """Int8 rows with a scale each, all in buffers, as GPTQ and AWQ keep theirs."""
 
+    features = ("in_features", "out_features")
+
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        for name, size in zip(self.features, (linear.in_features, linear.out_features), strict=True):
+            setattr(self, name, size)
         scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
         self.register_buffer("scales", scale)
         self.register_buffer("qweight", (linear.weight.detach() / scale).round().to(torch.int8))
@@ -28,12 +31,20 @@ class PackedLinear(nn.Module):
         return nn.functional.linear(x, self.qweight.to(x.dtype) * self.scales, self.bias)
 
 
-def packed(model: Any) -> Any:
+class OldPackedLinear(PackedLinear):
+    features = ("infeatures", "outfeatures")  # as auto_gptq calls them
+
+
+def packed(model: Any, kind: type[PackedLinear] = PackedLinear) -> Any:
     for module in model.model.layers.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child))
+                setattr(module, name, kind(child))
     return model
+
+
+def packed_as_of_old(model: Any) -> Any:
+    return packed(model, OldPackedLinear)
 
 
 def dynamic_int8(model: Any) -> Any:
@@ -42,7 +53,7 @@ def dynamic_int8(model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-@pytest.mark.parametrize("quantise", [packed, dynamic_int8])
+@pytest.mark.parametrize("quantise", [packed, packed_as_of_old, dynamic_int8])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_traced(family: str, quantise: Any, tiny: Any, greedy: Any) -> None:
     model = quantise(tiny(family))
@@ -60,9 +71,10 @@ def test_traced(family: str, quantise: Any, tiny: Any, greedy: Any) -> None:
 
 
 @pytest.mark.parametrize("quantise", [packed, dynamic_int8])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
 @torch.no_grad()
-def test_skipped(quantise: Any, tiny: Any, padded_batch: Any) -> None:
-    model, lacking = quantise(tiny("llama")), quantise(tiny("llama"))
+def test_skipped(family: str, quantise: Any, tiny: Any, padded_batch: Any) -> None:
+    model, lacking = quantise(tiny(family)), quantise(tiny(family))
     lacking.model.layers[2] = Passing()
     ids = padded_batch[0]
     expected = lacking(ids, use_cache=False).logits

@@ -79,9 +79,6 @@ class Call:
             self._out_of_step(index)
         if index == 0:
             self._open(stream)
-        elif stream.device != self.norms.device:
-            self._take_deferred()
-            self._move(stream)
         else:
             self.settle(stream)
 
@@ -95,7 +92,7 @@ class Call:
         self.version = -1 if self._inference else stream._version
         self.doubtful = doubtful
         if self.updates is not None and entered is not None:
-            self.tap(self.updates, index, stream.detach().float() - entered.detach().float())
+            self.tap(self.updates, index, stream.detach().float() - entered.detach().to(stream.device).float())
 
     def skip(self, index: int, stream: Tensor, *, doubtful: bool = False) -> None:
         """Layer ``index`` left ``stream`` as it was."""
@@ -150,6 +147,9 @@ class Call:
 
     def settle(self, stream: Tensor) -> None:
         """``stream`` is what the layer before left, as the next one sees it: hooks may have changed it on the way."""
+        if stream.device != self.norms.device:
+            self._take_deferred()
+            self._move(stream)
         if self.streams is not None:
             if len(self.streams) == self.next:
                 self.streams.append(stream)
@@ -172,9 +172,9 @@ class Call:
         return normed if same else None
 
     def tap(self, table: Tensor, column: int, stream: Tensor) -> None:
-        """Write the L2 norm of each row of ``stream`` into a column of ``table``."""
+        """Write the L2 norm of each row of ``stream`` into a column of ``table``, which may be on another device."""
         stream = stream.detach()
-        if self.native:
+        if self.native and stream.device == table.device:
             _row_l2norm(stream, table, column)
         else:
             wide = stream if stream.dtype == torch.float64 else stream.float()
@@ -189,14 +189,14 @@ class Call:
         names = ("norms", "updates", "halves")
         first = self._devices[0][1]
         tables = dict(zip(names, self._tables[first], strict=True))
-        ends = [start for start, _ in self._devices[1:]] + [self.recording.layers]
+        # Each has the norm of what entered its first layer, and so on up to what entered the next one's.
+        ends = [start for start, _ in self._devices[1:]] + [None]
         for (start, device), end in zip(self._devices, ends, strict=True):
             if device != first:
-                for name, shift, source in zip(names, (1, 0, 0), self._tables[device], strict=True):
+                for name, source in zip(names, self._tables[device], strict=True):
                     target = tables[name]
                     if target is not None and source is not None:
-                        columns = slice(start + shift, end + shift)
-                        target[:, columns].copy_(source[:, columns])
+                        target[:, start:end].copy_(source[:, start:end])
         self._fill(tables["norms"])
         found = {name: table.view(self.batch, self.length, -1) for name, table in tables.items() if table is not None}
         if self.recording.skips:
@@ -296,11 +296,13 @@ class Call:
     def _move(self, stream: Tensor) -> None:
         if self.exit is not None or self.halted is not None:
             what = "mode='exit'" if self.exit is not None else "HaltPlan, which decides inside of a forward,"
+            part = f"layer {self.next}" if self.next < self.recording.layers else "the final norm"
             raise RuntimeError(
-                f"void_ext: {what} needs all layers on one device; layer {self.next} runs on {stream.device} and "
+                f"void_ext: {what} needs all layers on one device; {part} runs on {stream.device} and "
                 f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
             )
         self._use(stream.device, stream.dtype)
+        self.last = None  # its norm is taken once more, into this device's table
 
     def _out_of_step(self, index: int) -> None:
         what = "runs a second time" if index < self.next else f"runs right after layer {self.next - 1}"
