@@ -83,6 +83,8 @@ def main(rank: int, world: int, meeting: str) -> None:
             assert torch.equal(handle.trace.prompt.norms, wanted.trace.prompt.norms), case
             handle.unpatch()
             assert torch.equal(model(input_ids=ids).logits, expected), case
+            left = (type(value).__module__ for module in model.modules() for value in vars(module).values())
+            assert not any(name.startswith("void_ext") for name in left), case
         plan = VoidPlan.from_layers(6, skip=[2])
         model = make(build_tiny("llama"))
         if make is replicate:

@@ -47,6 +47,7 @@ def test_a_copy_is_patched(
         assert other is not handle
         assert other.mode == handle.mode
         assert other.trace is None
+        assert other.counters is None or other.counters.total.calls == 0
         assert torch.equal(greedy(twin), expected)
         assert other.trace is not None
         same_trace(other.trace, trace)

@@ -23,7 +23,12 @@ def pretend(model: Any) -> None:
         model(mode.from_tensor(IDS), use_cache=False)
 
 
-@pytest.mark.parametrize("call", [export, pretend])
+def pretend_of_the_body(model: Any) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model.model(mode.from_tensor(IDS), use_cache=False)
+
+
+@pytest.mark.parametrize("call", [export, pretend, pretend_of_the_body])
 @pytest.mark.parametrize("mode", ["trace", "skip"])
 @torch.no_grad()
 def test_fake_tensors_are_refused(mode: str, call: Any, tiny: Any) -> None:

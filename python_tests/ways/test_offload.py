@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -43,9 +44,11 @@ def test_loaded_with_a_device_map(
     }[way]
     model = type(whole).from_pretrained(tmp_path / "model", **settings)
     assert any(p.device.type == "meta" for p in model.parameters()) is (way == "disk")
-    # Norm weights on disk cannot be hashed; the plan is for this architecture.
-    options = {"mode": "skip", "plan": some_plan(whole, "prompt"), "force": way == "disk"} if skips else {}
-    with void_ext.patch(model, **options) as handle:
+    options = {"mode": "skip", "plan": some_plan(whole, "prompt")} if skips else {}
+    unread = pytest.warns(UserWarning, match="norm weights could not be read") if skips and way == "disk" else None
+    with unread or contextlib.nullcontext():
+        handle = void_ext.patch(model, **options)
+    with handle:
         found = greedy(model)
         assert "fused (fuse='add')" in handle.describe()
     if skips:
@@ -53,24 +56,25 @@ def test_loaded_with_a_device_map(
             expected = greedy(whole)
     assert torch.equal(found, expected)
     assert handle.trace is not None
-    same_trace(handle.trace, usual_trace(whole, **({**options, "force": False} if skips else {})))
+    same_trace(handle.trace, usual_trace(whole, **options))
     void_ext.patch(model).unpatch()
     assert torch.equal(greedy(model), greedy(whole))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "fuse"), [("llama", "add"), ("llama", "norm"), ("gpt2", "add")])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_dispatched_by_hand(
-    when: str, family: str, tiny: Any, greedy: Any, usual_trace: Any, same_trace: Any, tmp_path: Any
+    when: str, family: str, fuse: str, tiny: Any, greedy: Any, usual_trace: Any, same_trace: Any, tmp_path: Any
 ) -> None:
+    """The weight of a norm that an add could take along may not be there yet (``fuse="norm"``)."""
     model = tiny(family)
     expected, wanted = greedy(model), usual_trace(model)
-    handle = void_ext.patch(model) if when == "after" else None
+    handle = void_ext.patch(model, fuse=fuse) if when == "after" else None
     model = spread(model, tmp_path) if family == "llama" else accelerate.cpu_offload(model, "cpu")
-    handle = void_ext.patch(model) if handle is None else handle
+    handle = void_ext.patch(model, fuse=fuse) if handle is None else handle
     assert torch.equal(greedy(model), expected)
     assert handle.trace is not None
-    same_trace(handle.trace, wanted)
+    same_trace(handle.trace, wanted, exact=fuse == "add")
     handle.unpatch()
     assert torch.equal(greedy(model), expected)
     hooks.remove_hook_from_submodules(model)

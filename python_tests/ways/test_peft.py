@@ -17,7 +17,7 @@ peft = pytest.importorskip("peft")
 def with_lora(model: Any) -> Any:
     torch.manual_seed(1)
     config = peft.LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        r=4, target_modules=["q_proj", "k_proj", "qkv_proj", "up_proj", "gate_up_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
     )
     return peft.get_peft_model(model, config).eval()
 
@@ -29,7 +29,7 @@ def prompts(model: Any, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("skips", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
 def test_an_adapter_before_patching(
     family: str, skips: bool, tiny: Any, greedy: Any, some_plan: Any, usual_trace: Any, same_trace: Any
 ) -> None:

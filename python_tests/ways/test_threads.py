@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 
 import void_ext
 from void_ext import PromptPlan, RefreshPlan
+from void_ext.counters import PhaseCounters
+from void_ext.patching import recorder
 from void_ext.testing.compare import assert_bits_equal
 
 THREADS = 4
@@ -122,11 +126,51 @@ def test_whose_trace_a_handle_shows(tiny: Any) -> None:
 
 
 @torch.no_grad()
+def test_whose_plan_a_handle_shows(tiny: Any) -> None:
+    model = tiny("llama")
+    with void_ext.patch(model, mode="skip", policy=PromptPlan(budget=2, at_least=2)) as handle:
+        thread = threading.Thread(target=answer, args=(model, 0))
+        thread.start()
+        thread.join()
+        assert not handle.plan.is_dense
+        model(prompt(1))
+        assert handle.plan.is_dense
+
+
+def test_counters_are_added_to_by_one_thread_at_a_time(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+    add = PhaseCounters.add
+
+    def slow(self: PhaseCounters, other: PhaseCounters) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.005)
+        add(self, other)
+        inside.pop()
+
+    model = tiny("llama")
+    with void_ext.patch(model, mode="skip", policy=PromptPlan(budget=2, at_least=2)):
+        monkeypatch.setattr(PhaseCounters, "add", slow)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(functools.partial(answer, model), range(THREADS)))
+    assert set(most) == {1}
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_cache_that_goes_from_thread_to_thread(inference: bool, tiny: Any) -> None:
-    """Lengths of caches are known to all threads: positions go on, in a trace of the thread that runs."""
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_cache_that_goes_from_thread_to_thread(
+    asked: bool, inference: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths of caches are known to all threads: positions go on, in a trace of the thread that runs.
+
+    ``asked`` False: as on a GPU, where a static cache is not asked for its length while nobody else wrote to it.
+    """
     from transformers import StaticCache
 
+    if not asked:
+        monkeypatch.setattr(recorder, "_on_the_host", lambda cache: False)
     model = tiny("llama")
     cache = StaticCache(config=model.config, max_cache_len=16)
     ids = prompt(2)
@@ -138,12 +182,10 @@ def test_a_cache_that_goes_from_thread_to_thread(inference: bool, tiny: Any) -> 
         trace = handle.trace
         seen.append(trace.prompt.positions + trace.response.positions)
 
-    with void_ext.patch(model) as handle:
-        for tokens in (ids, ids[:, :1], ids[:, :1]):
-            thread = threading.Thread(target=step, args=(tokens,))
-            thread.start()
-            thread.join()
-    assert seen == [list(range(7)), [7], [8]]
+    with void_ext.patch(model) as handle, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread, tokens in ((one, ids), (other, ids[:, :1]), (one, ids[:, :1])):
+            thread.submit(step, tokens).result()
+    assert seen == [list(range(7)), [7], [*range(7), 8]]  # each goes on with its own trace
 
 
 def test_a_failure_stays_in_its_thread(tiny: Any) -> None:
