@@ -65,6 +65,7 @@ def test_a_policy_that_waits_for_the_prompt(tiny: Any, padded_batch: Any) -> Non
         with void_ext.patch(model, mode="skip", policy=PromptPlan(budget=2, at_least=2)) as handle:
             model.generate(ids, **SETTINGS, assistant_model=assistant)
             executed[assistant] = handle.trace.response.executed[0], handle.counters.total.calls
+            assert handle.counters.prompt.calls == 0  # each counts for the phase of its last token
     ran, calls = executed[model]
     dense = ran.all(-1).tolist()
     assert dense == sorted(dense, reverse=True)

@@ -72,6 +72,21 @@ def test_rows_that_differ_are_refused(tiny: Any, greedy: Any) -> None:
         greedy(model, **BEAMS)
 
 
+def test_a_cache_that_moves_within_one_generation(tiny: Any, greedy: Any) -> None:
+    """As an offloaded one does: generate() without beams keeps its rows where they are."""
+    model = tiny("llama")
+    expected = greedy(model)
+    cache = DynamicCache(config=model.config)
+
+    def moves(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cache.layers[0].keys = cache.layers[0].keys.clone()
+        return scores
+
+    with void_ext.patch(model) as handle:
+        assert torch.equal(greedy(model, past_key_values=cache, logits_processor=[moves]), expected)
+    assert handle.trace.ordered
+
+
 class Table(Policy):
     """Tells rows apart without having said that it would (``by_row``)."""
 
