@@ -86,6 +86,7 @@ def test_a_generation_inside_of_another(tiny: Any, padded_batch: Any) -> None:
     class Asks(StoppingCriteria):
         def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
             model.generate(ids[:, -3:], max_new_tokens=2, do_sample=False, pad_token_id=0)
+            model(ids[:, -2:])
             return torch.zeros(len(ids), dtype=torch.bool)
 
     with void_ext.patch(model) as handle:

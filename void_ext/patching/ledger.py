@@ -123,19 +123,8 @@ class SkippedSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def prefetch(self) -> None:
         self.inner.prefetch()
 
-    # Rows move in what is held; a slot that holds nothing has none.
-
     def reorder_cache(self, rows: Tensor) -> None:
-        if self.held:
-            self.inner.reorder_cache(rows)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.held:
-            self.inner.batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, rows: Tensor) -> None:
-        if self.held:
-            self.inner.batch_select_indices(rows)
+        self.inner.reorder_cache(rows)
 
 
 class CacheGuard:

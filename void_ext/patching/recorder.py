@@ -42,12 +42,11 @@ class Generation:
     length: int = 0  # of the ids when generate() last asked whether to stop
     ended: Tensor | None = None  # [B] bool, rows that generate() was told are done
 
-    def take(self, end: int, mask: Any) -> None:
+    def take(self, end: int) -> None:
         """A forward up to position ``end`` whose inputs somebody else prepared; the first one holds the prompt."""
         if not self.started:
             self.offset += end - self.prompt_length
             self.prompt_length = end
-        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= end else None
 
     def stop(self, length: int, done: Tensor) -> None:
         """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
@@ -135,7 +134,7 @@ class Recorder(threading.local):
         if generation is not None and not self._foreign:
             generation.expected = False
             if generation.wrapped:
-                generation.take(self._start + length, mask)
+                generation.take(self._start + length)
             if generation.mask is not None and generation.mask.shape[0] == batch:
                 mask = generation.mask
             if ids is None and generation.tokens is not None and generation.tokens.shape == (batch, length):
