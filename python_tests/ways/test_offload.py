@@ -23,10 +23,9 @@ def on_disk(*layers: int) -> dict[str, str]:
     }
 
 
-def spread(model: Any, folder: Any) -> Any:
-    return accelerate.dispatch_model(
-        model, device_map=on_disk(1, 2, 4), main_device="cpu", offload_dir=str(folder), force_hooks=True
-    )
+def spread(model: Any, folder: Any, **settings: Any) -> Any:
+    where = {"device_map": on_disk(1, 2, 4), "main_device": "cpu", "offload_dir": str(folder)}
+    return accelerate.dispatch_model(model, **where, force_hooks=True, **settings)
 
 
 @pytest.mark.parametrize("way", ["one device", "auto", "disk"])
@@ -45,8 +44,8 @@ def test_loaded_with_a_device_map(
     model = type(whole).from_pretrained(tmp_path / "model", **settings)
     assert any(p.device.type == "meta" for p in model.parameters()) is (way == "disk")
     options = {"mode": "skip", "plan": some_plan(whole, "prompt")} if skips else {}
-    unread = pytest.warns(UserWarning, match="norm weights could not be read") if skips and way == "disk" else None
-    with unread or contextlib.nullcontext():
+    unread = pytest.warns(UserWarning, match="norm weights could not be read")
+    with unread if skips and way == "disk" else contextlib.nullcontext():
         handle = void_ext.patch(model, **options)
     with handle:
         found = greedy(model)
@@ -66,11 +65,12 @@ def test_loaded_with_a_device_map(
 def test_dispatched_by_hand(
     when: str, family: str, fuse: str, tiny: Any, greedy: Any, usual_trace: Any, same_trace: Any, tmp_path: Any
 ) -> None:
-    """The weight of a norm that an add could take along may not be there yet (``fuse="norm"``)."""
+    """``fuse="norm"``: the weight of the norm that an add could take along comes with its layer, too late for that."""
     model = tiny(family)
     expected, wanted = greedy(model), usual_trace(model)
     handle = void_ext.patch(model, fuse=fuse) if when == "after" else None
-    model = spread(model, tmp_path) if family == "llama" else accelerate.cpu_offload(model, "cpu")
+    at_once = {"preload_module_classes": ["LlamaDecoderLayer"]} if fuse == "norm" else {}
+    model = spread(model, tmp_path, **at_once) if family == "llama" else accelerate.cpu_offload(model, "cpu")
     handle = void_ext.patch(model, fuse=fuse) if handle is None else handle
     assert torch.equal(greedy(model), expected)
     assert handle.trace is not None
