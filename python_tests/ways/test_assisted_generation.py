@@ -18,9 +18,7 @@ SETTINGS = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}  # 4.57 
 @pytest.mark.parametrize("who", ["another", "itself", "lookup"])
 @pytest.mark.parametrize("skips", [None, "both", "prompt", "response"])
 @pytest.mark.parametrize("ends", [False, True])
-def test_tokens_and_rows(
-    ends: bool, skips: str | None, who: str, tiny: Any, padded_batch: Any, some_plan: Any
-) -> None:
+def test_tokens_and_rows(ends: bool, skips: str | None, who: str, tiny: Any, padded_batch: Any, some_plan: Any) -> None:
     """``ends``: at a token in the middle of what is drafted, so that candidates behind it were run in vain."""
     model = tiny("llama")
     ids = padded_batch[0][:1].repeat(1, 2)  # a prompt that repeats itself, to be looked up in

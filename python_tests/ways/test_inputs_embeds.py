@@ -58,7 +58,7 @@ def test_one_row_without_a_mask(tiny: Any, padded_batch: Any) -> None:
 
 
 def test_a_model_that_embeds_by_itself(tiny: Any) -> None:
-    """Vision-language models hand embeddings of tokens and images to their layers; the tokens are known all the same."""
+    """Vision-language models hand embeddings of tokens and images to their layers; the tokens are known anyway."""
     torch.manual_seed(0)
     vision = transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4

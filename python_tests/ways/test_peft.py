@@ -17,7 +17,10 @@ peft = pytest.importorskip("peft")
 def with_lora(model: Any) -> Any:
     torch.manual_seed(1)
     config = peft.LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "qkv_proj", "up_proj", "gate_up_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        r=4,
+        target_modules=["q_proj", "k_proj", "qkv_proj", "up_proj", "gate_up_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config).eval()
 

@@ -360,22 +360,25 @@ def _cache_of(output: Any) -> Any:
     return None
 
 
-def _content_version(cache: Any) -> int | None:
-    """A number that changes with every write to the first layer that is written to; None where there is none."""
+def _written_keys(cache: Any) -> Tensor | None:
+    """The keys of the first layer that is written to."""
     for layer in getattr(cache, "layers", ()):
         keys = getattr(layer, "keys", None)
         if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
-            return None if keys.is_inference() else keys._version
+            return keys
     return None
+
+
+def _content_version(cache: Any) -> int | None:
+    """A number that changes with every write to a cache; None where there is none."""
+    keys = _written_keys(cache)
+    return None if keys is None or keys.is_inference() else keys._version
 
 
 def _address(cache: Any) -> int | None:
     """Where the first keys of a cache begin. Cropping leaves them there, moving rows does not."""
-    for layer in getattr(cache, "layers", ()):
-        keys = getattr(layer, "keys", None)
-        if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
-            return None if torch.compiler.is_compiling() else keys.data_ptr()
-    return None
+    keys = _written_keys(cache)
+    return None if keys is None or torch.compiler.is_compiling() else keys.data_ptr()
 
 
 def _weakly_referable(value: Any) -> bool:
