@@ -181,10 +181,11 @@ def test_generate_does_not_compile_where_rows_may_differ(tiny: Any) -> None:
     config._compile_all_devices = True
     settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
     with void_ext.patch(model, mode="skip", policy=void_ext.PromptPlan(protect_default=False)) as handle:
-        expected = model.generate(input_ids=ids, **settings)
-        assert handle.plan.response.rows == 2
-        with pytest.warns(UserWarning, match="PromptPlan may decide otherwise for each row"):
-            assert torch.equal(model.generate(input_ids=ids, compile_config=config, **settings), expected)
+        for given in ({"input_ids": ids}, {"inputs_embeds": model.get_input_embeddings()(ids).detach()}):
+            expected = model.generate(**given, **settings)
+            assert handle.plan.response.rows == 2
+            with pytest.warns(UserWarning, match="PromptPlan may decide otherwise for each row"):
+                assert torch.equal(model.generate(**given, compile_config=config, **settings), expected)
     assert graphs() == 0
 
 
