@@ -10,6 +10,7 @@ import transformers
 
 import void_ext
 from void_ext import PromptPlan
+from void_ext.testing.compare import assert_bits_equal
 
 #: with left padding, transformers 4.57 gives a chunked prompt other positions than a whole one
 CHUNKS_AGREE = int(transformers.__version__.split(".")[0]) >= 5
@@ -44,3 +45,32 @@ def test_skipped(chunk: int, tiny: Any, greedy: Any, usual_trace: Any, same_trac
             assert handle.counters.prompt.calls == -(-9 // chunk)
         assert not handle.trace.response.executed.all()
         same_trace(handle.trace, usual_trace(model, mode="skip", **options), exact=False)
+
+
+@torch.no_grad()
+def test_by_hand(tiny: Any, padded_batch: Any) -> None:
+    """In a loop of one's own, where each call may be given the mask of the whole prompt."""
+    model = tiny("llama")
+    ids, mask = padded_batch
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+
+    def logits() -> torch.Tensor:
+        found, cache = [], None
+        for part in (slice(0, 3), slice(3, 6), slice(6, 9)):
+            where = {"attention_mask": mask, "position_ids": positions[:, part]}
+            output = model(ids[:, part], past_key_values=cache, use_cache=True, **where)
+            found.append(output.logits)
+            cache = output.past_key_values
+        return torch.cat(found, 1)
+
+    expected = logits()
+    with void_ext.patch(model) as handle:
+        assert_bits_equal(logits(), expected, "logits")
+        trace = handle.trace
+        model(ids, attention_mask=mask, position_ids=positions)
+        whole = handle.trace
+    assert trace.prompt.positions == list(range(9))
+    assert torch.equal(trace.prompt.mask, mask.bool())
+    assert torch.equal(trace.prompt.tokens, ids)
+    real = mask.bool()
+    torch.testing.assert_close(trace.prompt.norms[real], whole.prompt.norms[real], rtol=2e-5, atol=1e-5)
