@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList
 
 import void_ext
+from void_ext.store import TraceStore
 
 EOS = 2
 pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
@@ -216,6 +217,16 @@ def test_assisted_generation(tiny: Any, padded_batch: Any) -> None:
     consumed = trace.response.tokens.shape[1]
     assert consumed >= 7
     assert torch.equal(trace.response.tokens[:, :7], output[:, 9:16])
+
+
+def test_what_was_cropped_is_not_real_where_nobody_wrote_again() -> None:
+    """Calls that the patch does not see may fill a cache between two that it does."""
+    store = TraceStore(1, 2, torch.device("cpu"))
+    norms = {"norms": torch.ones(1, 6, 3)}
+    store.write(0, 6, [0] * 6, 0, norms, None, None)
+    store.crop(2)
+    store.write(4, 1, [1], 1, {"norms": norms["norms"][:, :1]}, None, None)
+    assert store.view("mask").tolist() == [[True, True, False, False, True]]
 
 
 # ---- 4: real rows ----

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import void_ext
-from void_ext.patching.ledger import CacheGuard, CacheHoleError, SkippedSlot
+from void_ext.patching.ledger import _CROPS_TO, CacheGuard, CacheHoleError, SkippedSlot
 from void_ext.plan import VoidPlan
 
 LAYERS = 6
@@ -79,8 +79,9 @@ def test_the_dense_model_is_refused_before_it_writes(kind: str, tiny: Any, ids: 
         model(ids[:, :1], past_key_values=cache)
 
 
+@pytest.mark.parametrize("back", [2, 4])
 @torch.no_grad()
-def test_a_response_plan_leaves_a_hole_behind_the_prompt(tiny: Any, ids: torch.Tensor) -> None:
+def test_a_response_plan_leaves_a_hole_behind_the_prompt(back: int, tiny: Any, ids: torch.Tensor) -> None:
     model = tiny("llama")
     cache = DynamicCache(config=model.config)
     plan = VoidPlan.from_layers(model, skip=[1, 3], phase="response")
@@ -93,12 +94,16 @@ def test_a_response_plan_leaves_a_hole_behind_the_prompt(tiny: Any, ids: torch.T
         assert cache.layers[1].keys.shape[-2] == 8
         with pytest.raises(CacheHoleError, match="layer 1 holds 8 of its 10 positions"):
             model(ids, past_key_values=cache)  # a second prompt runs every layer
-        # Taken back to where every layer holds all of it, the cache is whole again.
-        cache.crop(-2)
+        # Taken back to where every layer holds all of it, or further, the cache is whole again.
+        if not _CROPS_TO:
+            cache.crop(0)
+            assert cache.layers[1].keys.shape[-2] == 8
+        cache.crop(-back)
         again = model(ids, past_key_values=cache).logits
     assert not any(isinstance(slot, SkippedSlot) for slot in cache.layers)
     assert "update" not in vars(cache)
-    expected = model(torch.cat([ids, ids], 1)).logits[:, 8:]
+    kept = 10 - back
+    expected = model(torch.cat([ids[:, :kept], ids], 1)).logits[:, kept:]
     torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-4)
 
 
