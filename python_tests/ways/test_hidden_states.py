@@ -78,3 +78,20 @@ def test_attentions(tiny: Any, padded_batch: Any) -> None:
             with pytest.raises(ValueError, match="output_attentions: expected False"):
                 model(input_ids=ids)
             model.config.output_attentions = False
+
+
+def test_forwards_left_on_the_instance(tiny: Any, greedy: Any, some_plan: Any) -> None:
+    """transformers 4.57 captures hidden states by forwards of its own, and leaves the class's bound to the instance."""
+    model = tiny("llama")
+    expected = greedy(model)
+    for layer in model.model.layers:
+        for module in (layer, layer.self_attn):
+            module.forward = type(module).forward.__get__(module)
+    left = model.model.layers[0].forward
+    with void_ext.patch(model) as handle:
+        assert "fused (fuse='add')" in handle.describe()
+        assert torch.equal(greedy(model), expected)
+    assert model.model.layers[0].forward is left
+    with void_ext.patch(model, mode="skip", plan=some_plan(model)) as handle:
+        greedy(model)
+        assert handle.counters.response.attention_skipped > 0

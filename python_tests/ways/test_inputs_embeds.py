@@ -100,3 +100,9 @@ def test_one_call(tiny: Any, padded_batch: Any) -> None:
     assert bool((trace.prompt.tokens == -1).all())
     assert torch.equal(trace.prompt.norms, usual.prompt.norms)
     assert torch.equal(handle.trace.prompt.tokens, torch.cat([ids[:, :2], ids.new_full((3, 3), -1)], 1))
+
+
+def test_neither_tokens_nor_embeddings(tiny: Any) -> None:
+    model = tiny("llama")
+    with void_ext.patch(model), pytest.raises(RuntimeError, match="neither input_ids nor inputs_embeds"):
+        model.model(use_cache=False)
