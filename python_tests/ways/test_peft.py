@@ -81,6 +81,40 @@ def test_an_adapter_after_patching_and_merged(
     assert torch.equal(greedy(merged), greedy(reference.merge_and_unload()))
 
 
+@pytest.mark.parametrize("fuse", ["add", "norm"])
+@torch.no_grad()
+def test_norms_replaced_after_patching(fuse: str, tiny: Any, padded_batch: Any) -> None:
+    """Parts of a layer are looked up at each call, its norms and the final one too."""
+    ids = padded_batch[0]
+
+    def tuned(model: Any) -> Any:
+        names = ["input_layernorm", "post_attention_layernorm", "norm"]
+        model = peft.get_peft_model(model, peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=names)).eval()
+        torch.manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if "ln_tuning_layers" in name:
+                parameter.uniform_(0.5, 1.5)
+        return model
+
+    unpatched = tuned(tiny("llama"))
+    expected = unpatched(input_ids=ids, output_hidden_states=True)
+    model = tiny("llama")
+    handle = void_ext.patch(model, fuse=fuse)
+    model(ids)
+    assert torch.equal(tuned(model)(input_ids=ids).logits, expected.logits)
+    for index, state in enumerate(expected.hidden_states[:-1]):
+        wanted = state.double().norm(dim=-1).float()
+        torch.testing.assert_close(handle.trace.prompt.norms[..., index], wanted, rtol=2e-5, atol=1e-5)
+    handle.unpatch()
+    assert torch.equal(model(ids).logits, expected.logits)
+    model = tiny("llama")
+    with (
+        void_ext.patch(model, mode="exit", fuse=fuse),
+        pytest.raises(RuntimeError, match="the final norm that was found .* patch it again"),
+    ):
+        tuned(model)(input_ids=ids)
+
+
 @pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24),
     reason="PEFT 0.21 looks for past_key_values, which transformers 5.24 renamed, and repeats the prompt at every step",

@@ -91,4 +91,7 @@ class BeforeFinalNorm:
         if call is None or not args or call.next != self.recorder.recording.layers:
             return None
         call.settle(args[0])
-        return None if call.exit is None else (call.exit.kept, *args[1:])
+        if call.exit is None:
+            return None
+        call.exit.taken = True
+        return (call.exit.kept, *args[1:])

@@ -29,6 +29,7 @@ class ExitSelector:
         self._real = real  # [B, T] bool, which rows count where several are judged together
         self._dtype = stream.dtype
         self._grad = torch.is_grad_enabled()
+        self.taken = False  # whether the final norm was given what was kept
         self.kept = stream if self._grad else stream.clone(memory_format=torch.contiguous_format)
         self._native = stream.device.type in recording.native_devices and not self._grad
         self._pooled = torch.empty_like(norms) if recording.granularity != "token" else norms

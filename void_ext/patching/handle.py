@@ -212,8 +212,7 @@ class Handle:
                 self._install_generic()
             self._install_generation()
             self._install_compiled()
-            for module in {self._stack.model, self._stack.body}:
-                self._change(module, MARK, self)
+            self._change(self._stack.body, MARK, self)
         except BaseException:
             remove_all(self._changes)
             raise

@@ -198,6 +198,11 @@ class Recorder(threading.local):
                 f"void_ext: only {call.next} of {self.recording.layers} layers ran in this forward; expected all of "
                 "them (was config.num_hidden_layers changed after patching?)"
             )
+        if call.exit is not None and not call.exit.taken:
+            raise RuntimeError(
+                "void_ext: the final norm that was found when this model was patched did not run in this forward, so that "
+                "mode='exit' had no effect (was it replaced since?); call void_ext.unpatch(model) and patch it again"
+            )
         self._clear()
         start = self._start
         cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
