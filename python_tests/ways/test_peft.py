@@ -110,7 +110,7 @@ def test_norms_replaced_after_patching(fuse: str, tiny: Any, padded_batch: Any) 
     model = tiny("llama")
     with (
         void_ext.patch(model, mode="exit", fuse=fuse),
-        pytest.raises(RuntimeError, match="the final norm that was found .* patch it again"),
+        pytest.raises(RuntimeError, match=r"the final norm that was found .* patch it again"),
     ):
         tuned(model)(input_ids=ids)
 

@@ -200,7 +200,7 @@ class Recorder(threading.local):
             )
         if call.exit is not None and not call.exit.taken:
             raise RuntimeError(
-                "void_ext: the final norm that was found when this model was patched did not run in this forward, so that "
+                "void_ext: the final norm that was found when this model was patched did not run in this forward, and "
                 "mode='exit' had no effect (was it replaced since?); call void_ext.unpatch(model) and patch it again"
             )
         self._clear()
