@@ -85,8 +85,9 @@ def test_any_grad_mode_writes_the_same_norms(grad: Any, tiny: Any, padded_batch:
         torch.testing.assert_close(handle.trace.prompt.norms, first, rtol=2e-6, atol=0)
 
 
-def test_gradients_flow_through_an_evaluated_model(tiny: Any, padded_batch: Any) -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # norms by the op, and by torch
+def test_gradients_flow_through_an_evaluated_model(dtype: torch.dtype, tiny: Any, padded_batch: Any) -> None:
+    model = tiny("llama", dtype=dtype)
     ids, mask = padded_batch
 
     def gradient() -> torch.Tensor:

@@ -159,11 +159,11 @@ def test_other_forwards_inside_generate_have_no_rows(tiny: Any, padded_batch: An
         assert torch.equal(handle.trace.response.tokens, output[:, 9:13])
 
 
-@torch.no_grad()
-def test_a_static_cache_that_was_reset_is_empty(tiny: Any, padded_batch: Any) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_static_cache_that_was_reset_is_empty(mode: Any, tiny: Any, padded_batch: Any) -> None:
     model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
     cache = StaticCache(config=model.config, max_cache_len=12)
-    with void_ext.patch(model) as handle:
+    with void_ext.patch(model) as handle, mode():
         for length in (9, 5, 7):
             model(input_ids=ids[:, :length], past_key_values=cache, use_cache=True)
             assert handle.trace is not None
