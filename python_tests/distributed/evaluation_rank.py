@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -17,6 +18,8 @@ import rank
 import torch
 import work
 from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import void_ext
 from void_ext import cli, models
@@ -110,7 +113,9 @@ def main(path: str, result: str, task_folder: str) -> None:
     found["left behind"] = (out / "new").exists()
 
     parallel = rank.parallel(path)
-    found["spread"] = evaluation.content(run(parallel, tokenizer, one_task, dense, Settings(batch_size=3)))
+    found["tensor parallel"] = evaluation.content(run(parallel, tokenizer, one_task, dense, Settings(batch_size=3)))
+    sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (2,)))
+    errors["sharded"] = error_of(lambda: run(sharded, tokenizer, one_task, dense))
 
     # The last one: who is interrupted does not speak to the others any more, and lives on.
     with model.lm_head.register_forward_pre_hook(raising(KeyboardInterrupt("stop"), 2)):

@@ -71,13 +71,13 @@ def test_share_can_be_declined(
         assert found["alone"] == alone(loaded, task_folder, evaluation, limit=2 + rank)
 
 
-def test_a_spread_model_is_not_shared(
+def test_a_tensor_parallel_model_is_not_shared(
     shared: list[dict[str, Any]], loaded: tuple[Any, Any], task_folder: Path, evaluation: Any
 ) -> None:
     expected = alone(loaded, task_folder, evaluation, batch_size=3)
     for found in shared:
-        assert found["spread"]["items"] == expected["items"]
-        assert found["spread"]["cells"] == expected["cells"]
+        assert found["tensor parallel"]["items"] == expected["items"]
+        assert found["tensor parallel"]["cells"] == expected["cells"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,11 @@ def test_an_error_in_one_process_is_one_in_all(
 ) -> None:
     assert shared[failing]["errors"][case].startswith(message)
     assert shared[1 - failing]["errors"][case].startswith(PEER.format(failing) + message)
+
+
+def test_sharded_weights_are_refused(shared: list[dict[str, Any]]) -> None:
+    message = "UnsupportedModelError: model: cannot be evaluated with weights sharded by FSDP (FSDPLlamaForCausalLM); "
+    assert all(found["errors"]["sharded"].startswith(message) for found in shared)
 
 
 def test_processes_that_differ_are_refused(shared: list[dict[str, Any]]) -> None:

@@ -18,7 +18,6 @@ from torch import distributed
 
 from void_ext.models._common import parse_device
 from void_ext.patching.agreement import Agreement
-from void_ext.patching.structure import sharded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,14 +99,14 @@ class Processes:
 def joined(model: nn.Module | None = None) -> Iterator[Processes]:
     """All processes of an initialized torch.distributed; an error in one of them ends the others with a PeerError.
 
-    The only one: without torch.distributed, and where they hold ``model`` between them (tensor parallel, FSDP). Those
-    must make the same calls, and each answers every request, as without this.
+    The only one: without torch.distributed, and where they hold ``model`` between them (tensor parallel). Those must
+    make the same calls, and each answers every request.
 
     Every process must enter, and none leaves before all do. Raises RuntimeError where some have not come after torch's
     own time limit (30 minutes).
     """
     initialized = distributed.is_available() and distributed.is_initialized()
-    if not initialized or distributed.get_world_size() == 1 or (model is not None and _is_spread(model)):
+    if not initialized or distributed.get_world_size() == 1 or (model is not None and Agreement.of([model])):
         yield Processes()
         return
     size = distributed.get_world_size()
@@ -129,10 +128,6 @@ def joined(model: nn.Module | None = None) -> Iterator[Processes]:
         raise
     finally:
         processes.close()
-
-
-def _is_spread(model: nn.Module) -> bool:
-    return Agreement.of([model]) is not None or sharded(model) is not None
 
 
 def launched() -> bool:

@@ -20,6 +20,7 @@ from void_ext.evaluate.report import Report, TaskInfo
 from void_ext.evaluate.statistics import Metric
 from void_ext.evaluate.tally import PhaseUsage, pool
 from void_ext.models._common import Progress, silent
+from void_ext.patching.structure import UnsupportedModelError, sharded
 from void_ext.store import PHASES
 
 if TYPE_CHECKING:
@@ -115,13 +116,14 @@ def run(
         config: whatever of JSON else belongs to the configuration.
         progress: called as ``progress(what, done, total)``; of several processes in the first alone.
         share: with the other processes of an initialized torch.distributed, all of which must call this; False: this
-            one runs alone. Processes that hold one model between them (tensor parallel, FSDP) share nothing: each
-            answers every request, together with the others, and needs a ``directory`` of its own, if any.
+            one runs alone. Processes that hold one model between them (tensor parallel) share nothing: each answers
+            every request, together with the others, and needs a ``directory`` of its own, if any.
 
     Raises:
         ModuleNotFoundError: lm-eval is not installed.
         ValueError, TypeError: an argument is not what was expected, or ``directory`` holds another run.
-        UnsupportedModelError: a mode that this model cannot run in; before any request is answered.
+        UnsupportedModelError: a mode that this model cannot run in, or weights sharded by FSDP; before any request is
+            answered.
         OSError: a finished cell cannot be written; those before it are kept.
         PeerError: another of the processes that share the work failed.
     """
@@ -148,6 +150,11 @@ def run_with(
     settings = Settings() if settings is None else settings
     modes = check_modes(modes)
     entries = _check_tasks(tasks)
+    if (module := sharded(model)) is not None:
+        raise UnsupportedModelError(
+            f"model: cannot be evaluated with weights sharded by FSDP ({type(module).__name__}); give every process "
+            "the whole model, and they share the work"
+        )
     if settings.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("apply_chat_template: this tokenizer has no chat template; leave it out, or give it one")
     if processes.rank:
