@@ -41,7 +41,9 @@ class WatchedLM(HFLM):  # type: ignore[misc]
     """HFLM over a loaded model. Inside :meth:`watching`, every call is traced and counted.
 
     Processes that share the work each run some of the batches that one process would make, and all know all answers:
-    the harness, which believes itself alone, has the same requests, answers and scores in each of them.
+    the harness, which believes itself alone, has the same requests, answers and scores in each of them. Its own way of
+    sharing gives each process other documents: with them other few-shot examples, which are drawn for one document
+    after the other, other batches, and requests that are asked twice to fill up a smaller share.
     """
 
     def __init__(
