@@ -118,11 +118,11 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.fixture(params=[True, False], ids=["deferred", "as-they-run"])
+@pytest.fixture(params=[True, False], ids=["apart", "in-the-adds"])
 def both_ways_of_taking_norms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows on a CPU have their norms taken at the end of a call, many in each layer's add: models this small need
+    """Few rows on a CPU have their norms taken apart from the adds, many in each layer's add: models this small need
     the threshold moved to see the second way."""
     from void_ext.patching import call
 
     if not request.param:
-        monkeypatch.setattr(call, "_DEFERRED_ELEMENTS", 0)
+        monkeypatch.setattr(call, "_APART_ELEMENTS", 0)

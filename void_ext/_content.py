@@ -23,7 +23,7 @@ def content_digest(model: nn.Module) -> str:
 
     Quantised weights are read as they are stored: packed numbers, and scales where they are parameters, buffers or
     inner tensors (torchao). Tied weights are read once. Of weights on the meta device (offloaded) name and shape are
-    all there is.
+    all there is; of weights spread over processes (DTensor) each reads its own part.
 
     Raises TypeError for what is no module. Cost: one small copy to the host per parameter.
     """
@@ -56,7 +56,9 @@ def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
         return
     for part in flatten()[0]:
-        yield from _parts(f"{name}.{part}", getattr(tensor, part))
+        inner = getattr(tensor, part)
+        if isinstance(inner, Tensor):  # a DTensor's mesh is one of its parts too
+            yield from _parts(f"{name}.{part}", inner)
 
 
 def _sample(tensor: Tensor) -> bytes:

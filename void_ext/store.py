@@ -6,10 +6,19 @@ the forward call that wrote it) is kept on the host; nothing here reads a device
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+try:
+    from void_ext._host import put_positions
+except ImportError:  # a trace can be read where nothing is built
+
+    def put_positions(table: Tensor, start: int, end: int, value: Tensor | int) -> bool:
+        return False
+
 
 PHASES = ("prompt", "response")
 PROMPT, RESPONSE = 0, 1
@@ -91,7 +100,7 @@ class TraceStore:
         self,
         start: int,
         length: int,
-        phases: list[int],
+        phases: Sequence[int],
         call: int,
         tables: dict[str, Tensor],
         tokens: Tensor | None,
@@ -101,21 +110,24 @@ class TraceStore:
         end = start + length
         self.reserve(end)
         for name, value in tables.items():
-            self._tables[name][:, start:end].copy_(value)
-        if tokens is None:
-            self._tables["tokens"][:, start:end].fill_(-1)
-        else:
-            self._tables["tokens"][:, start:end].copy_(tokens)
-        if mask is None:
-            self._tables["mask"][:, start:end].fill_(True)
-        else:
-            self._tables["mask"][:, start:end].copy_(mask)
+            self._put(name, start, end, value)
+        self._put("tokens", start, end, -1 if tokens is None else tokens)
+        self._put("mask", start, end, True if mask is None else mask)
         if end > self.length:
             self.phase.extend([_UNSEEN] * (end - self.length))
             self.call.extend([_UNSEEN] * (end - self.length))
             self.length = end
         self.phase[start:end] = phases
         self.call[start:end] = [call] * length
+
+    def _put(self, name: str, start: int, end: int, value: Tensor | int) -> None:
+        table = self._tables[name]
+        if put_positions(table, start, end, value):
+            return
+        if isinstance(value, Tensor):
+            table[:, start:end].copy_(value)
+        else:
+            table[:, start:end].fill_(value)
 
     def begin_generation(self, prompt_length: int, mask: Tensor | None) -> None:
         """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real."""

@@ -14,6 +14,12 @@ struct RowKernels {
   void (*keep_rows)(const KeepRowsArgs&, int64_t begin, int64_t end);
 };
 
+// Elements that are worth a thread, by torch's own measure: a decode step's few rows stay on the caller's.
+constexpr int64_t kOneThread = 32768;
+
+// Those of selected_isa().
+const RowKernels& row_kernels();
+
 extern const RowKernels kBaseline;
 #ifdef VOID_EXT_X86
 extern const RowKernels kAvx2;

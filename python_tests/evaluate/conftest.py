@@ -58,10 +58,8 @@ def write_task() -> Callable[..., Path]:
 WORDS = ["ape", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kite", "lion"]
 
 
-@pytest.fixture(scope="session")
-def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_task_folder(folder: Path) -> Path:
     """``choices`` (12 questions of different lengths), ``telling`` (6 texts) and ``writing`` (8 prompts)."""
-    folder = tmp_path_factory.mktemp("tasks")
     choices = [
         {"question": f"{'very ' * (i % 4)}odd {word}:", "choices": [word, WORDS[i - 1], WORDS[i - 5]], "answer": i % 3}
         for i, word in enumerate(WORDS)
@@ -103,6 +101,11 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task_folder(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture

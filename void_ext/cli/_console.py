@@ -26,6 +26,10 @@ class Terminal:
         # Blocks where the encoding has them: a bar must not end in a UnicodeEncodeError.
         self.blocks = _can_encode(sys.stdout, "█▏▊")
 
+    def hush(self, silent: bool = True) -> None:
+        """Write nothing more: another process has the word."""
+        self.out.quiet = self.err.quiet = silent
+
     def print(self, text: str = "", style: str | None = None) -> None:
         # A terminal gets whole words on its lines, a file the lines as they are.
         self.out.print(text, style=style, markup=False, highlight=False, soft_wrap=not self.out.is_terminal)

@@ -19,6 +19,7 @@ from void_ext.evaluate.protocol.presets import resolve_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from void_ext.evaluate.processes import Processes
     from void_ext.evaluate.protocol.runs import Protocol
     from void_ext.evaluate.runner import Settings, TaskRun
     from void_ext.plan import VoidPlan
@@ -27,22 +28,30 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _eval_parser.check_eval(arguments)
     arguments.model = resolve_model(arguments.model)
-    from void_ext import evaluate
     from void_ext.evaluate.runner import require_harness
 
-    # All that can be refused is refused before the model is read.
     require_harness()
+    with _processes(arguments, terminal) as processes:
+        return _evaluate(arguments, terminal, processes)
+
+
+def _evaluate(arguments: argparse.Namespace, terminal: Terminal, processes: Processes) -> int:
+    from void_ext.evaluate.runner import run_with
+
+    # All that can be refused is refused before the model is read.
     plans = _read_plans(arguments)
-    store = CellStore(arguments.out, force=arguments.force)
+    store = CellStore(arguments.out, force=arguments.force) if processes.rank == 0 else None
     settings = _settings(arguments)
     protocol = None if arguments.protocol is None else _protocol.build(arguments, terminal)
     tasks = _load_tasks(arguments, terminal) if protocol is None else protocol.entries
+    processes.gather(None)
     model, tokenizer = _run.load_model(arguments, terminal)
     if protocol is not None:
         _protocol.check_model(protocol, model, tokenizer, arguments, terminal)
     modes = _modes(arguments, model, plans)
     with _telling_what_is_kept(store, terminal), terminal.waiting() as progress:
-        report = evaluate.run(
+        report = run_with(
+            processes,
             model,
             tokenizer,
             tasks,
@@ -52,6 +61,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             config=_config(arguments, protocol),
             progress=progress,
         )
+        if processes.rank:
+            return 0
         progress("writing the results", 0, 0)
         files = report.save(arguments.out, force=True)
         if protocol is not None:
@@ -69,13 +80,31 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 @contextlib.contextmanager
-def _telling_what_is_kept(store: CellStore, terminal: Terminal) -> Iterator[None]:
+def _processes(arguments: argparse.Namespace, terminal: Terminal) -> Iterator[Processes]:
+    """Those that accelerate or torchrun started, each with its device in ``arguments``; the first one has the word."""
+    from void_ext.evaluate.processes import Processes, joined, launched, started
+
+    if not launched():
+        yield Processes()
+        return
+    processes = Processes()
+    try:
+        with started(arguments.device) as arguments.device, joined() as processes:
+            terminal.hush(processes.rank > 0)
+            yield processes
+    except Exception:
+        if not processes.told:  # else the first one says it
+            terminal.hush(False)
+        raise
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(store: CellStore | None, terminal: Terminal) -> Iterator[None]:
     try:
         yield
     except BaseException:
         # Before that, what lies there is of another run, or will be thrown away.
-        kept = len(list((store.directory / CELLS).glob("*.json"))) if store.begun else 0
-        if kept:
+        if store is not None and store.begun and (kept := len(list((store.directory / CELLS).glob("*.json")))):
             without = " without --force" * store.force
             terminal.note(f"{kept} finished in {store.directory}; the same command{without} goes on from there")
         raise

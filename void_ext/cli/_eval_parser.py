@@ -63,10 +63,16 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         "--plan", action="append", metavar="FILE", help=f"{_parser.PLAN_HELP}; repeatable, a mode for each"
     )
     _parser.add_skipping(group, granularity="of exit and of policies: one verdict per … (token)")
-    group = parser.add_argument_group("running")
+    group = parser.add_argument_group(
+        "running", "Processes that accelerate launch or torchrun started (-m void_ext.cli eval …) share the batches."
+    )
     group.add_argument("--batch-size", type=_batch, default="auto", metavar="N", help="auto: what fits; 8 on a CPU")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
-    group.add_argument("--device", help="cpu, cuda, cuda:N, auto (default: the first GPU, else the CPU)")
+    group.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:N, auto (default: the first GPU, else the CPU); of several processes: cpu or cuda, where "
+        "each takes the GPU of its local rank",
+    )
     group = parser.add_argument_group("results")
     group.add_argument(
         "--out", default="void-eval", metavar="DIR", help="results, and finished work to go on from (./void-eval)"

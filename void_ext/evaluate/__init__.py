@@ -5,7 +5,8 @@ counts voids, and compares the modes item by item.
 
 ::
 
-    run(model, tokenizer, tasks, modes, settings, *, directory=None, config=None, progress=silent) -> Report
+    run(model, tokenizer, tasks, modes, settings, *, directory=None, config=None, progress=silent,
+        share=True) -> Report
 
 ``tasks``
     ``dict[str, Task | TaskRun]``: name in the report -> an ``lm_eval.api.task.Task`` object, wherever it comes from.
@@ -21,6 +22,9 @@ counts voids, and compares the modes item by item.
 ``directory``
     Finished cells, (task, mode, seed), are kept in it as they finish, and a later call with the same configuration goes
     on from them. ``config`` is anything of JSON that belongs to the configuration (hashes of data files, say).
+``share``
+    Where torch.distributed has several processes, each with the whole model, all of them call ``run`` and share the
+    batches; the report is that of one process. ``PeerError``: another of them failed.
 
 What a task's ``process_results`` returns per document is what is compared: every numeric metric gets its score,
 standard error, difference to dense and interval; metrics of 0 and 1 get Wilson intervals and McNemar's test too. So the
@@ -36,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from void_ext.evaluate.cells import Cell, CellStore, Item
     from void_ext.evaluate.modes import ModeSpec
+    from void_ext.evaluate.processes import PeerError
     from void_ext.evaluate.report import Report
     from void_ext.evaluate.runner import Settings, TaskRun, run
     from void_ext.evaluate.statistics import mcnemar, wilson
@@ -47,6 +52,7 @@ _MODULE_OF = {
     "CellStore": "cells",
     "Item": "cells",
     "ModeSpec": "modes",
+    "PeerError": "processes",
     "Report": "report",
     "Settings": "runner",
     "TaskRun": "runner",
@@ -61,6 +67,7 @@ __all__ = [
     "CellStore",
     "Item",
     "ModeSpec",
+    "PeerError",
     "Report",
     "Settings",
     "TaskRun",

@@ -47,7 +47,7 @@ class Cell:
         counters: what skipping launched (``Counters.to_dict()``), None where all layers ran.
         layers: of the model.
         requests: the harness's requests; some share a forward call.
-        seconds: of the harness's own request loop.
+        seconds: of the harness's own request loop; of several processes, the slowest one's.
     """
 
     task: str
@@ -140,7 +140,7 @@ class CellStore:
         known = plain(configuration)
         found = None if self.force else self._found
         if found is not None and found["configuration"] != known:
-            where = "; ".join(_differences(found["configuration"], known)[:4])
+            where = differences(found["configuration"], known)
             raise ValueError(
                 f"directory: {str(self.directory)!r} holds a run of another configuration ({where}); take another "
                 "directory, or pass force (--force) to throw that run away"
@@ -248,8 +248,12 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
+def differences(old: Any, new: Any) -> str:
+    """Where two configurations differ: the first few places."""
+    return "; ".join(_differences(old, new)[:4])
+
+
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """In words, where two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = dict.fromkeys((*old, *new))
         return [

@@ -95,13 +95,14 @@ def _version(package: str) -> str:
         return void_ext.__version__ if package == "void_ext" else "unknown"
 
 
-def environment_of(model: PreTrainedModel, batch_size: int) -> dict[str, Any]:
-    """Device, threads, Python and the batch size used; a run may go on in another one."""
+def environment_of(model: PreTrainedModel, batch_size: int, processes: int = 1) -> dict[str, Any]:
+    """Device, processes, threads of each, Python and the batch size used; a run may go on in another one."""
     import torch
 
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
     return {
         "device": device,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "batch_size": batch_size,

@@ -13,7 +13,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from void_ext.evaluate.protocol.sampling import with_item_sampling
+from void_ext.evaluate.processes import Processes
+from void_ext.evaluate.protocol.sampling import is_drawn_in_order, with_item_sampling
 from void_ext.evaluate.tally import Tally
 from void_ext.models._common import Progress, silent
 
@@ -37,23 +38,40 @@ _LARGEST_BATCH = 64
 
 
 class WatchedLM(HFLM):  # type: ignore[misc]
-    """HFLM over a loaded model. Inside :meth:`watching`, every call is traced and counted."""
+    """HFLM over a loaded model. Inside :meth:`watching`, every call is traced and counted.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1):
+    Processes that share the work each run some of the batches that one process would make, and all know all answers:
+    the harness, which believes itself alone, has the same requests, answers and scores in each of them. Its own way of
+    sharing gives each process other documents: with them other few-shot examples, which are drawn for one document
+    after the other, other batches, and requests that are asked twice to fill up a smaller share.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 1,
+        processes: Processes | None = None,
+    ):
         # The harness sets a pad token where there is none; the caller's tokenizer stays as it is.
         super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal")
+        self.processes = processes or Processes()
         self.seconds = 0.0
         self._handle: Handle | None = None
         self._tally: Tally | None = None
         self._report: Progress = silent
         self._what = ""
         self._done = self._total = 0
+        self._window_rows = 0
         self._batches: Iterator[list[int]] = iter(())
         self._lengths: Iterator[int] = iter(())
 
     @contextlib.contextmanager
     def watching(self, handle: Handle, tally: Tally, what: str = "", report: Progress = silent) -> Iterator[None]:
-        """Count what ``handle`` traces in the requests inside; ``seconds`` is the time they take together."""
+        """Count what ``handle`` traces in the requests inside; ``seconds`` is the time they take together.
+
+        Both are of this process alone.
+        """
         self._handle, self._tally, self._what, self._report = handle, tally, what, report
         self.seconds = 0.0
         try:
@@ -69,44 +87,89 @@ class WatchedLM(HFLM):  # type: ignore[misc]
             return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
-        self._begin(0)
-        with self._timed():
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        rows = self.batch_size
+        # The harness hands on the windows of all texts, a batch at a time. Here they come at once, to be shared.
+        self.batch_size_per_gpu, self._window_rows = sys.maxsize, rows
+        try:
+            with self._timed():
+                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        finally:
+            self.batch_size_per_gpu, self._window_rows = rows, 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
-        self._begin(len(requests))
         with self._timed():
-            return super().generate_until(requests, disable_tqdm=True)
+            part = self._in_one(self._batches_to_generate(requests))
+            self._begin(len(part))
+            return self._shared(requests, [part], functools.partial(super().generate_until, disable_tqdm=True))
+
+    def _shared(self, requests: list[Any], parts: list[list[int]], answer: Callable[[list[Any]], Any]) -> list[Any]:
+        """Answers to all ``requests``: to this process's ``parts`` by ``answer``, a call each; the others give theirs.
+
+        The wait for the slowest is no part of this process's time.
+        """
+        found: dict[int, Any] = {}
+        for part in filter(None, parts):
+            found.update(zip(part, answer([requests[index] for index in part]), strict=True))
+        with self._untimed():
+            everything = {index: one for share in self.processes.gather(found) for index, one in share.items()}
+        return [everything[index] for index in range(len(requests))]
+
+    def _in_one(self, batches: list[list[int]]) -> list[int]:
+        """The requests of this process's batches, in their old order: of them the harness makes these batches again."""
+        return sorted(index for batch in self.processes.mine(batches) for index in batch)
 
     # ---- log-likelihoods ----
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> Any:
-        if self._handle is None:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-        batches = self._lengths_of_batches(requests)
-        if override_bs is None:  # the rolling kind comes once per batch, and its total is not known here
-            self._begin(sum(map(len, batches)))
-        self._batches = iter(batches)
-        found = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-        if next(self._batches, None) is not None:
+        if self._window_rows:
+            indices = range(len(requests))
+            batches = [list(indices[start : start + self._window_rows]) for start in indices[:: self._window_rows]]
+            parts = self.processes.mine(batches)
+        else:
+            parts = [self._in_one(self._batches_to_score(requests))]
+        if self._handle is not None:
+            shares = ([requests[index] for index in part] for part in parts)
+            lengths = [batch for share in shares for batch in self._lengths_of_batches(share)]
+            self._begin(sum(map(len, lengths)))
+            self._batches = iter(lengths)
+
+        answer = functools.partial(super()._loglikelihood_tokens, disable_tqdm=True, override_bs=override_bs)
+        found = self._shared(requests, parts, answer)
+        if self._handle is not None and next(self._batches, None) is not None:
             raise self._out_of_step("fewer calls")
         return found
 
-    def _lengths_of_batches(self, requests: list[Any]) -> list[list[int]]:
-        """Tokens of each row of each batch that the harness is about to make of ``requests``, in its own order."""
+    def _batches_to_score(self, requests: list[Any]) -> list[list[int]]:
+        """The requests of each batch that the harness would make of all of them; some share a row."""
+        if self.processes.size == 1:
+            return [list(range(len(requests)))]
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            sharing.setdefault(tuple(_input_of(request)), []).append(index)
+        return [
+            [index for request in batch for index in sharing[tuple(_input_of(request))]]
+            for batch in self._in_batches(requests)
+        ]
+
+    def _in_batches(self, requests: list[Any]) -> Iterator[list[Any]]:
+        """The batches that the harness is about to make of ``requests``, in its own order: the rows of each."""
 
         def order(request: Any) -> Any:
             tokens = request[1] + request[2]
             return -len(tokens), tuple(tokens)
 
-        def same_input(request: Any) -> Any:
-            return request[1] + request[2][:-1]
+        collator = Collator(requests, sort_fn=order, group_by="contexts", group_fn=_input_of)
+        batches: Iterator[list[Any]] = collator.get_batched(n=self.batch_size)
+        return batches
 
-        collator = Collator(requests, sort_fn=order, group_by="contexts", group_fn=same_input)
-        batches: Any = collator.get_batched(n=self.batch_size)
-        return [[min(len(row[1]) + len(row[2]) - 1, self.max_length) for row in batch] for batch in batches]
+    def _lengths_of_batches(self, requests: list[Any]) -> list[list[int]]:
+        """Tokens of each row of these batches."""
+        return [
+            [min(len(row[1]) + len(row[2]) - 1, self.max_length) for row in batch]
+            for batch in self._in_batches(requests)
+        ]
 
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
         handle, tally = self._handle, self._tally
@@ -134,6 +197,19 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         return super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
 
     # ---- generation ----
+
+    def _batches_to_generate(self, requests: list[Any]) -> list[list[int]]:
+        """The requests of each batch that the harness would make of all of them; all in one where order matters."""
+        if self.processes.size == 1 or any(is_drawn_in_order(request.args[1]) for request in requests):
+            return [list(range(len(requests)))]
+
+        def order(row: Any) -> Any:
+            return -len(self.tok_encode(row[1])), row[1]
+
+        rows = [(index, *request.args) for index, request in enumerate(requests)]
+        collator = Collator(rows, sort_fn=order, group_by="gen_kwargs", group_fn=lambda row: row[2])
+        batches: Any = collator.get_batched(n=self.batch_size)
+        return [[row[0] for row in batch] for batch in batches]
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> Any:
         settings = with_item_sampling(context, max_length, settings, torch.initial_seed())
@@ -195,6 +271,11 @@ class WatchedLM(HFLM):  # type: ignore[misc]
             f"lm-eval {lm_eval.__version__} batches its requests in another way than void_ext expects ({found}), so "
             "padding cannot be told from tokens; 0.4.13 is known to work"
         )
+
+
+def _input_of(request: Any) -> Any:
+    """The tokens that a log-likelihood's request puts into the model: requests with the same ones share a row."""
+    return request[1] + request[2][:-1]
 
 
 def stop_position(tokenizer: PreTrainedTokenizerBase, answer: list[int], stop: str, window: int) -> int:

@@ -20,10 +20,12 @@ def render(report: Report) -> str:
     model = report.configuration["model"]
     versions = report.configuration["versions"]
     name = model["name"]
+    processes = report.environment["processes"]
     lines = [
         f"# {Path(name).name if os.path.isabs(name) else name}",
         "",
         f"{model['dtype']} on {report.environment['device']}, batch size {report.environment['batch_size']}, "
+        + f"{processes} processes, " * (processes > 1)
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     for name, members in report.names.items():

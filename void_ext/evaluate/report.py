@@ -15,7 +15,7 @@ from void_ext._files import replacing
 from void_ext.evaluate.cells import FORMAT, VERSION, Cell
 from void_ext.evaluate.modes import DENSE, ModeSpec
 from void_ext.evaluate.statistics import Difference, Metric, Score, difference, score
-from void_ext.evaluate.tally import PhaseUsage
+from void_ext.evaluate.tally import pool
 from void_ext.store import PHASES
 
 #: What the picture shows where a task has several metrics.
@@ -197,7 +197,7 @@ class Report:
 
     def _usage(self, name: str, members: list[str], mode: ModeSpec) -> UsageRow:
         cells = [cell for cell in self.cells if cell.task in members and cell.mode == mode.label]
-        pooled = {phase: _pool([cell.usage[phase] for cell in cells]) for phase in PHASES}
+        pooled = {phase: pool([cell.usage[phase] for cell in cells]) for phase in PHASES}
         tokens = {phase: usage.tokens for phase, usage in pooled.items()}
         total = sum(tokens.values())
         computed = sum(cell.layers_computed() * cell.tokens for cell in cells) / total if total else math.nan
@@ -275,14 +275,6 @@ def _values(
         for item in cells[name, mode, seed].items
         if metric in item.metrics
     }
-
-
-def _pool(phases: Sequence[PhaseUsage]) -> PhaseUsage:
-    def add(rows: Sequence[list[int]]) -> list[int]:
-        return [sum(column) for column in zip(*rows, strict=True)]
-
-    active = {alpha: add([phase.active[alpha] for phase in phases]) for alpha in phases[0].active}
-    return PhaseUsage(sum(phase.tokens for phase in phases), active, add([phase.executed for phase in phases]))
 
 
 def _finite(value: Any) -> Any:

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from void_ext import _options
-from void_ext.evaluate.cells import Cell, CellStore, Item, plain, restored
+from void_ext.counters import Counters
+from void_ext.evaluate.cells import Cell, CellStore, Item, differences, plain, restored
 from void_ext.evaluate.configuration import configuration_of, environment_of, requests_digest
 from void_ext.evaluate.modes import ModeSpec, check_modes
+from void_ext.evaluate.processes import Processes, joined
 from void_ext.evaluate.report import Report, TaskInfo
 from void_ext.evaluate.statistics import Metric
+from void_ext.evaluate.tally import PhaseUsage, pool
 from void_ext.models._common import Progress, silent
+from void_ext.patching.structure import UnsupportedModelError, sharded
+from void_ext.store import PHASES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,36 +99,73 @@ def run(
     directory: str | Path | CellStore | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    share: bool = True,
 ) -> Report:
     """Evaluate ``model`` on ``tasks`` in every mode, with the same documents, requests and seeds.
+
+    In a program that accelerate or torchrun runs as several processes, each with the whole model, every process calls
+    this with the same arguments; they share the work, and each gets the report that one alone would have made. See
+    docs/evaluate.md.
 
     Args:
         model: loaded, not patched; it is patched for each cell and left as it was.
         tasks: name in the report -> lm-eval task, or :class:`TaskRun`.
         modes: at least a dense one.
-        directory: keeps finished cells; a later call with the same configuration goes on from them.
+        directory: keeps finished cells; a later call with the same configuration goes on from them. Of several
+            processes the first alone looks into it and writes.
         config: whatever of JSON else belongs to the configuration.
-        progress: called as ``progress(what, done, total)``.
+        progress: called as ``progress(what, done, total)``; of several processes in the first alone.
+        share: with the other processes of an initialized torch.distributed, all of which must call this; False: this
+            one runs alone. Processes that hold one model between them (tensor parallel) share nothing: each answers
+            every request, together with the others, and needs a ``directory`` of its own, if any.
 
     Raises:
         ModuleNotFoundError: lm-eval is not installed.
         ValueError, TypeError: an argument is not what was expected, or ``directory`` holds another run.
-        UnsupportedModelError: a mode that this model cannot run in; before any request is answered.
+        UnsupportedModelError: a mode that this model cannot run in, or weights sharded by FSDP; before any request is
+            answered.
         OSError: a finished cell cannot be written; those before it are kept.
+        PeerError: another of the processes that share the work failed.
     """
+    with joined(model) if share else contextlib.nullcontext(Processes()) as processes:
+        return run_with(
+            processes, model, tokenizer, tasks, modes, settings, directory=directory, config=config, progress=progress
+        )
+
+
+def run_with(
+    processes: Processes,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Any],
+    modes: Sequence[ModeSpec],
+    settings: Settings | None = None,
+    *,
+    directory: str | Path | CellStore | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """:func:`run` in processes that are joined already."""
     require_harness()
     settings = Settings() if settings is None else settings
     modes = check_modes(modes)
     entries = _check_tasks(tasks)
+    if (module := sharded(model)) is not None:
+        raise UnsupportedModelError(
+            f"model: cannot be evaluated with weights sharded by FSDP ({type(module).__name__}); give every process "
+            "the whole model, and they share the work"
+        )
     if settings.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("apply_chat_template: this tokenizer has no chat template; leave it out, or give it one")
+    if processes.rank:
+        directory, progress = None, silent
     store = CellStore(directory) if isinstance(directory, (str, Path)) else directory
     _try_modes(model, modes, settings)
 
     from void_ext.evaluate import harness
 
     with harness.quiet():
-        lm = harness.WatchedLM(model, tokenizer)
+        lm = harness.WatchedLM(model, tokenizer, processes=processes)
         infos, longest = {}, 1
         for name, entry in entries.items():
             progress("building the requests", 0, 0)
@@ -131,11 +173,12 @@ def run(
             longest = max(longest, length)
         size = settings.batch_size
         if size == "auto":
-            earlier = None if store is None else store.batch_size
-            size = earlier or harness.choose_batch_size(lm, min(longest, lm.max_length))
-        lm.batch_size_per_gpu = int(size)
+            earlier = processes.of_first(None if store is None else store.batch_size)
+            size = earlier or min(processes.gather(harness.choose_batch_size(lm, min(longest, lm.max_length))))
+        size = lm.batch_size_per_gpu = int(size)
         configuration = configuration_of(model, infos, modes, settings, config)
-        done = {} if store is None else store.begin(configuration, int(size))
+        _check_same(processes, configuration)
+        done = processes.of_first({} if store is None else store.begin(configuration, size))
         alphas = tuple(dict.fromkeys((settings.alpha, *(mode.alpha for mode in modes))))
         cells: list[Cell] = []
         for name, entry in entries.items():
@@ -146,13 +189,14 @@ def run(
                         cell = _run_cell(lm, name, entry, mode, seed, settings, alphas, progress)
                         if store is not None:
                             store.add(cell)
+                        cell = processes.of_first(cell)  # what this one scored by chance or by the clock may differ
                     cells.append(cell)
     return Report(
         cells=cells,
         tasks=infos,
         modes=list(modes),
         configuration=configuration,
-        environment=environment_of(model, int(size)),
+        environment=environment_of(model, size, processes.size),
         confidence=settings.confidence,
     )
 
@@ -205,6 +249,17 @@ def _try_modes(model: PreTrainedModel, modes: Sequence[ModeSpec], settings: Sett
     for mode in modes:
         with _patched(model, mode, settings):
             pass
+
+
+def _check_same(processes: Processes, configuration: Mapping[str, Any]) -> None:
+    """ValueError, in every process, where they are about to run different things."""
+    for rank, other in enumerate(processes.gather(configuration)):
+        if other != configuration:
+            raise ValueError(
+                f"share: expected the same model, tasks, modes and settings in all {processes.size} processes; process "
+                f"{rank} and this one, {processes.rank}, differ ({differences(other, configuration)}). share=False "
+                "lets each of them run by itself"
+            )
 
 
 def _patched(model: PreTrainedModel, mode: ModeSpec, settings: Settings) -> Any:
@@ -348,20 +403,47 @@ def _run_cell(
                 f"{what}: the GPU ran out of memory at batch size {lm.batch_size}; choose a smaller one "
                 f"(--batch-size). What was finished before is kept. {error}"
             ) from error
-        counters = None if handle.counters is None else handle.counters.to_dict()
-        layers = handle.trace.num_layers if handle.trace is not None else 0
-        handle.release()
-        return Cell(
-            task=name,
-            mode=mode.label,
-            seed=seed,
-            items=_items(results["samples"][name]),
-            usage=tally.result(),
-            counters=counters,
-            layers=layers,
-            requests=len(entry.task.instances),
-            seconds=lm.seconds,
+        shares = lm.processes.gather(
+            _Share(
+                usage=tally.result(),
+                counters=handle.counters,
+                layers=handle.trace.num_layers if handle.trace is not None else 0,
+                seconds=lm.seconds,
+            )
         )
+        handle.release()
+    ran = [share for share in shares if share.layers] or shares[:1]
+    return Cell(
+        task=name,
+        mode=mode.label,
+        seed=seed,
+        items=_items(results["samples"][name]),
+        usage={phase: pool([share.usage[phase] for share in ran]) for phase in PHASES},
+        counters=_sum([share.counters for share in shares if share.counters is not None]),
+        layers=ran[0].layers,
+        requests=len(entry.task.instances),
+        seconds=max(share.seconds for share in shares),
+    )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process saw of a cell: of the batches that it ran itself."""
+
+    usage: dict[str, PhaseUsage]
+    counters: Counters | None
+    layers: int
+    seconds: float
+
+
+def _sum(counters: Sequence[Counters]) -> dict[str, Any] | None:
+    if not counters:
+        return None
+    total = Counters()
+    for share in counters:
+        total.prompt.add(share.prompt)
+        total.response.add(share.response)
+    return total.to_dict()
 
 
 def _items(samples: list[dict[str, Any]]) -> list[Item]:

@@ -36,6 +36,16 @@ class PhaseUsage:
         return [count / self.tokens if self.tokens else float("nan") for count in self.active[alpha_text(alpha)]]
 
 
+def pool(phases: Sequence[PhaseUsage]) -> PhaseUsage:
+    """The sum of these counts: of several tasks, or of one task's shares in several processes."""
+
+    def add(rows: Sequence[list[int]]) -> list[int]:
+        return [sum(column) for column in zip(*rows, strict=True)]
+
+    active = {alpha: add([phase.active[alpha] for phase in phases]) for alpha in phases[0].active}
+    return PhaseUsage(sum(phase.tokens for phase in phases), active, add([phase.executed for phase in phases]))
+
+
 class Tally:
     """Adds traces up.
 

@@ -3,92 +3,97 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.eval_frame import skip_code
 from torch._subclasses.fake_tensor import FakeTensor
 
 from void_ext.patching.compiled import CompiledCall, refuse_inside
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 from void_ext.patching.structure import refuse_sharded
 
 
 class BeginCall:
     """Pre-hook on the body. Inactive while training: nothing is recorded and layers run their own forward."""
 
-    def __init__(self, recorder: Recorder, body: nn.Module, fused: nn.Module | None = None):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders, body: nn.Module, fused: nn.Module | None = None):
+        self.recorders = recorders
         self.fused = fused  # a layer whose forward is replaced by ours
         self.own = None if fused is None else type(fused).forward
         self.names = tuple(inspect.signature(type(body).forward).parameters)[1:]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self.recorder.call
+        recorder = self.recorders.own
+        call = recorder.call
         if isinstance(call, CompiledCall):
             return  # opened, and to be closed, by the CompiledEntry
-        active = not module.training and not self.recorder.paused
+        active = not module.training and not recorder.paused
         if active:
             refuse_inside(module)
-        self.recorder.abandon()
+        if call is not None:
+            recorder.abandon()
         if active:
-            if is_fake((args, tuple(kwargs.values()))):
-                raise RuntimeError(
-                    "void_ext: a patched model was called with fake tensors (torch.export, make_fx, FakeTensorMode), "
-                    "of which nothing can be recorded; call void_ext.unpatch(model) first, or use torch.compile"
-                )
-            self.open(module, {**dict(zip(self.names, args, strict=False)), **kwargs})
+            arguments = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
+            for value in arguments.values():
+                if isinstance(value, FakeTensor):
+                    raise RuntimeError(
+                        "void_ext: a patched model was called with fake tensors (torch.export, make_fx, "
+                        "FakeTensorMode), of which nothing can be recorded; call void_ext.unpatch(model) first, or use "
+                        "torch.compile"
+                    )
+            self.open(module, arguments)
 
-    def open(self, module: nn.Module, arguments: dict[str, Any], *how: Any) -> None:
+    def open(self, module: nn.Module, arguments: Mapping[str, Any], *how: Any) -> None:
         """Begin a call of the body with these arguments, recorded in the way that ``how`` says (Recorder.begin)."""
         if self.fused is not None and type(self.fused).forward is not self.own:
             raise RuntimeError(
                 f"void_ext: {type(self.fused).__name__}.forward was replaced on its class since this model was patched "
                 "(Liger does that), and would not be called; call void_ext.unpatch(model) and patch it again"
             )
-        if self.recorder.skipper is not None:
-            if arguments.get("output_attentions") is None:
-                arguments["output_attentions"] = getattr(module.config, "output_attentions", False)
-            given = next((arguments[name] for name in self.names if isinstance(arguments.get(name), Tensor)), None)
-            if self.recorder.store is None or given is None or given.shape[1] > 1:  # once a prompt
+        recorder = self.recorders.own
+        attentions = arguments.get("output_attentions")
+        if recorder.skipper is not None:
+            if attentions is None:
+                attentions = getattr(module.config, "output_attentions", False)
+            given = arguments.get("input_ids")
+            if recorder.store is None or given is None or given.shape[1] > 1:  # once a prompt
                 refuse_sharded(module)
-        self.recorder.begin(arguments, *how)
+        recorder.begin(arguments, bool(attentions), *how)
 
 
 skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away
 
 
-def is_fake(arguments: tuple[tuple[Any, ...], ...]) -> bool:
-    return any(isinstance(value, FakeTensor) for part in arguments for value in part)
-
-
 class EndCall:
     """Hook on the body, called also when the forward raised (then with no output)."""
 
-    def __init__(self, recorder: Recorder):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders):
+        self.recorders = recorders
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.recorder.call
+        recorder = self.recorders.own
+        call = recorder.call
         if call is None:
             return
         if isinstance(call, CompiledCall):
             call.drop()
         elif output is None:
-            self.recorder.abandon()
+            recorder.abandon()
         else:
-            self.recorder.commit(output)
+            recorder.commit(output)
 
 
 class BeforeFinalNorm:
     """Pre-hook on the final norm: the last layer's stream is settled; in mode ``exit`` the norm gets another one."""
 
-    def __init__(self, recorder: Recorder):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders):
+        self.recorders = recorders
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        call = self.recorder.call
-        if call is None or not args or call.next != self.recorder.recording.layers:
+        call = self.recorders.own.call
+        if call is None or not args or call.next != call.recording.layers:
             return None
         call.settle(args[0])
         if call.exit is None:

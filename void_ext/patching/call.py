@@ -7,21 +7,49 @@ the one that left, a hook has changed it, and the norm is taken once more, of wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from void_ext._host import RowNorms, tensors_visible
 from void_ext.patching.exit import ExitSelector
 from void_ext.patching.recording import NATIVE_DTYPES, Recording
 
 if TYPE_CHECKING:
     from void_ext.counters import PhaseCounters
+    from void_ext.dispatch import CostModel
     from void_ext.patching.schedule import Schedule
     from void_ext.patching.skipping import Skipper
 
-_DEFERRED_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
+_APART_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
+
+
+@dataclass
+class Tables:
+    """What the layers of one device write to in a call: float32 ``[rows, L + 1]``, the others ``[rows, L]``."""
+
+    norms: Tensor
+    updates: Tensor | None
+    halves: Tensor | None
+    writer: RowNorms | None  # into norms
+
+    @classmethod
+    def new(cls, recording: Recording, rows: int, device: torch.device) -> Tables:
+        def table(width: int) -> Tensor:
+            return torch.empty(rows, width, dtype=torch.float32, device=device)
+
+        # A table made under inference_mode could not be read back in a later call outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            norms = table(recording.layers + 1)
+            return cls(
+                norms,
+                table(recording.layers) if recording.updates else None,
+                table(recording.layers) if recording.halves else None,
+                RowNorms(norms) if device.type == "cpu" and tensors_visible() else None,
+            )
 
 
 class Call:
@@ -29,12 +57,36 @@ class Call:
 
     compiled = False  # whether it was opened around a compiled forward (void_ext.patching.compiled)
 
+    # What most calls leave as it is lies on the class: a decode step on a CPU feels thirty assignments.
+    next = 0
+    native = False
+    plain = False
+    apart = False  # norms are taken of the streams that layers are given; adds leave them alone
+    norms: Tensor
+    updates: Tensor | None = None
+    halves: Tensor | None = None
+    write: Callable[[Tensor, int], bool] | None = None  # norms of few rows on a CPU; False: it could not
+    exit: ExitSelector | None = None
+    normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
+    settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
+    entered: Tensor | None = None  # a copy of what the layer that runs was given, where hooks watch it
+    last: Tensor | None = None  # what the layer before left, and the version of its content
+    version = -1
+    doubtful = False
+    guarded = False  # the cache's ledger was asked, and is to be told
+    halted: Tensor | None = None  # [rows] bool, where a policy decides inside of the call
+    halting = False
+    costs: CostModel | None = None
+    _halting: Any = None
+    _verdict: Tensor | None = None  # rows that ran the last layer, of which some may halt there
+    _inference = False  # inference tensors have no version
+
     def __init__(
         self,
         batch: int,
         length: int,
         recording: Recording,
-        tables: dict[torch.device, list[Tensor | None]],
+        tables: dict[torch.device, Tables],
         real: Tensor | None = None,
         skipper: Skipper | None = None,
         schedule: Schedule | None = None,
@@ -44,34 +96,18 @@ class Call:
         self.length = length
         self.recording = recording
         self.real = real  # [batch, length] bool, None: all
-        self.next = 0
-        self.native = False
-        self.plain = False
-        self.norms: Tensor = torch.empty(0)
-        self.updates: Tensor | None = None
-        self.halves: Tensor | None = None
-        self.exit: ExitSelector | None = None
-        self.normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
-        self.settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
-        self.streams: list[Tensor] | None = None  # of the columns so far, where their norms are taken at the end
-        self.entered: Tensor | None = None  # a copy of what the layer that runs was given, where hooks watch it
-        self.last: Tensor | None = None  # what the layer before left, and the version of its content
-        self.version = -1
-        self.doubtful = False
         self.schedule = schedule  # None: everything runs
         self.counters = counters
-        self.costs = skipper.costs if skipper is not None else None
-        self.guarded = False  # the cache's ledger was asked, and is to be told
         self.launched: list[tuple[int, int, int, int]] = []  # layer, what of its attention and MLP, rows of the MLP
-        self.halted: Tensor | None = None  # [rows] bool, where a policy decides inside of the call
-        self._halting = skipper.policy if skipper is not None and skipper.halts and schedule is not None else None
-        self.halting = self._halting is not None
-        self._executed: list[Tensor] = []  # one [rows] bool a layer, where halting
-        self._verdict: Tensor | None = None  # rows that ran the last layer, of which some may halt there
-        self._unwritten: list[int] = []  # columns of norms left to be copied from the one before
-        self._inference = False  # inference tensors have no version
         self._tables = tables
         self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
+        self._unwritten: list[int] = []  # columns of norms left to be copied from the one before
+        if skipper is not None:
+            self.costs = skipper.costs
+            if skipper.halts and schedule is not None:
+                self._halting = skipper.policy
+                self.halting = True
+                self._executed: list[Tensor] = []  # one [rows] bool a layer
 
     def enter(self, index: int, stream: Tensor) -> None:
         """Layer ``index`` is about to run on ``stream``."""
@@ -98,7 +134,7 @@ class Call:
         """Layer ``index`` left ``stream`` as it was."""
         self.normed = None  # by its own norm; the next layer has another
         self.leave(index, stream, doubtful=doubtful)
-        if self.streams is None:
+        if not self.apart:
             self._unwritten.append(index + 1)
         if self.updates is not None:
             self.updates[:, index].zero_()
@@ -148,11 +184,9 @@ class Call:
     def settle(self, stream: Tensor) -> None:
         """``stream`` is what the layer before left, as the next one sees it: hooks may have changed it on the way."""
         if stream.device != self.norms.device:
-            self._take_deferred()
             self._move(stream)
-        if self.streams is not None:
-            if len(self.streams) == self.next:
-                self.streams.append(stream)
+        if self.apart:
+            self.tap(self.norms, self.next, stream)
         elif not self.untouched(stream):
             self.normed = None
             self.tap(self.norms, self.next, stream)
@@ -173,6 +207,8 @@ class Call:
 
     def tap(self, table: Tensor, column: int, stream: Tensor) -> None:
         """Write the L2 norm of each row of ``stream`` into a column of ``table``, which may be on another device."""
+        if self.write is not None and table is self.norms and self.write(stream, column):
+            return
         stream = stream.detach()
         if self.native and stream.device == table.device:
             _row_l2norm(stream, table, column)
@@ -183,39 +219,43 @@ class Call:
 
     def gather(self) -> dict[str, Tensor]:
         """The finished tables as ``[batch, length, columns]``, all on the device of the first layer."""
-        if self.streams is not None and self.last is not None:
+        if self.apart and self.last is not None:
             self.settle(self.last)  # no final norm came by to do it
-        self._take_deferred()
-        names = ("norms", "updates", "halves")
         first = self._devices[0][1]
-        tables = dict(zip(names, self._tables[first], strict=True))
+        tables = self._tables[first]
         # Each has the norm of what entered its first layer, and so on up to what entered the next one's.
         ends = [start for start, _ in self._devices[1:]] + [None]
         for (start, device), end in zip(self._devices, ends, strict=True):
             if device != first:
-                for name, source in zip(names, self._tables[device], strict=True):
-                    target = tables[name]
+                others = self._tables[device]
+                tables.norms[:, start:end].copy_(others.norms[:, start:end])
+                for target, source in ((tables.updates, others.updates), (tables.halves, others.halves)):
                     if target is not None and source is not None:
                         target[:, start:end].copy_(source[:, start:end])
-        self._fill(tables["norms"])
-        found = {name: table.view(self.batch, self.length, -1) for name, table in tables.items() if table is not None}
+        if self._unwritten:
+            self._fill(tables.norms)
+        shape = (self.batch, self.length, -1)
+        found = {"norms": tables.norms.view(shape)}
+        if tables.updates is not None:
+            found["updates"] = tables.updates.view(shape)
+        if tables.halves is not None:
+            found["halves"] = tables.halves.view(shape)
         if self.recording.skips:
             found["executed"] = self._ran(first)
         return found
 
-    def _fill(self, norms: Tensor | None) -> None:
+    def _fill(self, norms: Tensor) -> None:
         """The norm after a layer that was skipped is the one before it: one copy for each run of such layers."""
-        assert norms is not None or not self._unwritten
         first = 0
         for position, column in enumerate(self._unwritten):
             if position + 1 == len(self._unwritten) or self._unwritten[position + 1] != column + 1:
                 begin = self._unwritten[first]
-                norms[:, begin : column + 1].copy_(norms[:, begin - 1 : begin].expand(-1, column + 1 - begin))  # type: ignore[index]
+                norms[:, begin : column + 1].copy_(norms[:, begin - 1 : begin].expand(-1, column + 1 - begin))
                 first = position + 1
 
     def _ran(self, device: torch.device) -> Tensor:
         """``[batch, length, L]`` bool, or what broadcasts to it."""
-        if self._executed:
+        if self.halting:
             return torch.stack(self._executed, 1).view(self.batch, self.length, -1)
         if self.schedule is None:
             return torch.ones(1, dtype=torch.bool, device=device)
@@ -235,57 +275,30 @@ class Call:
         self._use(stream.device, stream.dtype)
         if self._halting is not None:
             self.halted = torch.zeros(self.batch * self.length, dtype=torch.bool, device=stream.device)
-        if self._defers(stream):
-            self.streams = [stream]
-        else:
-            self.tap(self.norms, 0, stream)
+        self.apart = self._takes_apart(stream)
+        self.tap(self.norms, 0, stream)
         if self.recording.mode == "exit":
             self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
-    def _defers(self, stream: Tensor) -> bool:
-        # In a CPU decode step of SmolLM2, 30 custom ops measured 1.024 of the unpatched time, one at the end 1.002,
-        # both within some 2 % of noise (docs/benchmarks.md). Where the rows are many, the fused add spares a pass.
+    def _takes_apart(self, stream: Tensor) -> bool:
+        # Of few rows on a CPU, a plain add and a look at what it gave cost less than one custom op in its place
+        # (docs/benchmarks.md). Where the rows are many, the fused add spares a pass.
         return (
-            self.recording.defer
-            and stream.device.type == "cpu"
+            self.write is not None
+            and self.recording.adds_alone
             and self.native
-            and not self.plain
             and self.halted is None
-            and stream.numel() <= _DEFERRED_ELEMENTS
+            and stream.numel() <= _APART_ELEMENTS
         )
 
-    def _take_deferred(self) -> None:
-        """Take the norms of all streams kept so far, in one pass."""
-        if self.streams is None:
-            return
-        streams, self.streams = self.streams, None
-        rows = self.norms.shape[0]
-        if rows == 1:
-            _row_l2norm(torch.stack(streams), self.norms[0, : len(streams)].unsqueeze(1), 0)
-            return
-        column = torch.empty(len(streams) * rows, 1)
-        _row_l2norm(torch.stack(streams), column, 0)
-        self.norms[:, : len(streams)].copy_(column.view(len(streams), rows).T)
-
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
-        recording = self.recording
         self._devices.append((self.next, device))
         rows = self.batch * self.length
-        held = self._tables.get(device)
-        if held is None or held[0] is None or held[0].shape[0] != rows:
-            widths = (
-                recording.layers + 1,
-                recording.layers if recording.updates else 0,
-                recording.layers if recording.halves else 0,
-            )
-            # A table made under inference_mode could not be read back in a later call outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._tables[device] = [
-                    torch.empty(rows, width, dtype=torch.float32, device=device) if width else None for width in widths
-                ]
-        norms, self.updates, self.halves = self._tables[device]
-        assert norms is not None
-        self.norms = norms
+        tables = self._tables.get(device)
+        if tables is None or tables.norms.shape[0] != rows:
+            tables = self._tables[device] = Tables.new(self.recording, rows, device)
+        self.norms, self.updates, self.halves = tables.norms, tables.updates, tables.halves
+        self.write = None if tables.writer is None else tables.writer.write
         self._judge_kernels(device, dtype)
 
     def _judge_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -301,6 +314,7 @@ class Call:
                 f"void_ext: {what} needs all layers on one device; {part} runs on {stream.device} and "
                 f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
             )
+        self.apart = False
         self._use(stream.device, stream.dtype)
         self.last = None  # its norm is taken once more, into this device's table
 

@@ -21,7 +21,7 @@ from torch._dynamo.eval_frame import skip_code
 
 from void_ext.patching.call import Call
 from void_ext.patching.exit import ExitSelector
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 
 _numbers = itertools.count()
 
@@ -40,6 +40,7 @@ class CompiledCall(Call):
     def __init__(self, *arguments: Any, device: torch.device, dtype: torch.dtype):
         super().__init__(*arguments)
         self._use(device, dtype)
+        self.write = None  # no part of a graph
         for table in (self.norms, self.updates, self.halves):
             if table is not None:  # CUDA graphs write to it where it is
                 torch._dynamo.mark_static_address(table)
@@ -91,8 +92,10 @@ class CompiledEntry:
     # torch.compile(model.forward) asks for these; the name keeps dynamo from wrapping this in a frame of its own.
     __name__ = "_call_impl"
 
-    def __init__(self, recorder: Recorder, model: nn.Module, body: nn.Module, layer: nn.Module, mark: str, begin: Any):
-        self.recorder = recorder
+    def __init__(
+        self, recorders: Recorders, model: nn.Module, body: nn.Module, layer: nn.Module, mark: str, begin: Any
+    ):
+        self.recorders = recorders
         self.begin = begin  # the BeginCall of the body
         self.model = model
         self.body = body
@@ -132,21 +135,21 @@ class CompiledEntry:
             try:
                 self._open(args, kwargs)
                 output = _under(callback, self._run, (forward, args, kwargs), {})
-                self.recorder.commit(output)
+                self.recorders.own.commit(output)
                 return output
             finally:
-                if self.recorder.call is not None:
-                    self.recorder.abandon()
+                if self.recorders.own.call is not None:
+                    self.recorders.own.abandon()
         finally:
             set_eval_frame(callback)
 
     def _waits(self) -> bool:
         """Whether a call is to be recorded and none is open."""
         return (
-            self.recorder.call is None
+            self.recorders.own.call is None
             and not self.body.training
-            and not self.recorder.paused
-            and getattr(self.body.__dict__.get(self.mark), "_recorder", None) is self.recorder
+            and not self.recorders.own.paused
+            and getattr(self.body.__dict__.get(self.mark), "_recorders", None) is self.recorders
         )
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from void_ext.dispatch import CostModel
 from void_ext.patching.agreement import Agreement
 from void_ext.patching.handle import MARK, Handle
 from void_ext.patching.projection import key_form
-from void_ext.patching.recorder import Recorder, Shared
+from void_ext.patching.recorder import Recorders, Shared
 from void_ext.patching.recording import Recording
 from void_ext.patching.registry import LayerForm, common_form
 from void_ext.patching.skipping import HalfBytes, Skipper
@@ -135,7 +135,7 @@ def patch(
         updates=updates,
         halves=halves,
         skips=mode == "skip",
-        defer=form is not None and fuse == "add" and mode != "exit" and not updates and not halves,
+        adds_alone=form is not None and fuse == "add" and mode != "exit" and not updates and not halves,
         native_devices=("cpu", "cuda") if _library.build_info()["cuda"] else ("cpu",),
     )
     info = TraceInfo(
@@ -148,7 +148,7 @@ def patch(
         model_name=str(getattr(stack.model.config, "name_or_path", "") or type(stack.model).__name__),
     )
     outermost = model._orig_mod if isinstance(model, OptimizedModule) else model
-    handle = Handle(stack, outermost, Recorder(recording, skipper, Shared()), info, fuse, form, why)
+    handle = Handle(stack, outermost, Recorders(recording, skipper, Shared()), info, fuse, form, why)
     handle._install()
     return handle
 

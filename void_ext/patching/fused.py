@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from void_ext.patching.call import Call
 from void_ext.patching.halves import Halves
 from void_ext.patching.norms import NormAfterAdd, same_kind
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, Schedule
 
@@ -30,14 +30,14 @@ class FusedForward(Halves):
         layer: nn.Module,
         index: int,
         form: LayerForm,
-        recorder: Recorder,
+        recorders: Recorders,
         post_norm: nn.Module | None = None,
         next_norm: nn.Module | None = None,
         following: nn.Module | None = None,
     ):
         super().__init__(layer, form)
         self.index = index
-        self.recorder = recorder
+        self.recorders = recorders
         # Norms to be fused, as far as their formula is known: the one inside, and the one that follows the layer.
         self.post_norm = NormAfterAdd.of(post_norm)
         self.next_norm = NormAfterAdd.of(next_norm)
@@ -51,7 +51,7 @@ class FusedForward(Halves):
         return type(self.layer).forward.__get__(self.layer)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        call = self.recorder.call
+        call = self.recorders.own.call
         if call is None:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
@@ -61,11 +61,9 @@ class FusedForward(Halves):
                 return self._under_plan(call, schedule, hidden_states, args, kwargs)
             call.launched.append(self.whole)
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
-        streams = call.streams
-        usual = self.quick and not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
-        if streams is not None and usual and index == call.next == len(streams):
-            # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
-            streams.append(hidden_states)
+        usual = self.quick and not args and self.needed <= kwargs.keys()
+        if call.apart and usual and index == call.next and call.write(hidden_states, index):  # type: ignore[misc]
+            # What follows, with nothing else to do: a decode step on a CPU feels every line of Python.
             normed = modules[form.input_norm](hidden_states)  # type: ignore[index]
             update = modules[form.attention](hidden_states=normed, **kwargs)[0]
             middle = hidden_states + update
@@ -122,8 +120,8 @@ class FusedForward(Halves):
 
 
 def add_and_norm(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
-    """The sum, and its norm in a column of ``table`` where that is not left for the end of the call."""
-    if call.streams is not None:
+    """The sum, and its norm in a column of ``table`` where that is not taken apart."""
+    if call.apart:
         return residual + update
     if call.plain or not same_kind(residual, update):
         stream = residual + update

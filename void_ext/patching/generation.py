@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
 from void_ext.patching.ledger import cache_in
-from void_ext.patching.recorder import Generation, Recorder
+from void_ext.patching.recorder import Generation, Recorders
 
 
 class _Method:
@@ -17,8 +17,8 @@ class _Method:
 
     name: str
 
-    def __init__(self, recorder: Recorder, model: nn.Module):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders, model: nn.Module):
+        self.recorders = recorders
         self.model = model
         self.before = model.__dict__.get(self.name)
 
@@ -34,7 +34,7 @@ class TracedGenerate(_Method):
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = self.recorder
+        recorder = self.recorders.own
         if recorder.generation is not None:
             paused, recorder.paused = recorder.paused, True
             try:
@@ -66,8 +66,8 @@ class WatchedInputs(_Method):
     name = "prepare_inputs_for_generation"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        generation = self.recorder.generation
-        if generation is not None and not generation.wrapped and not self.recorder.paused:
+        generation = self.recorders.own.generation
+        if generation is not None and not generation.wrapped and not self.recorders.own.paused:
             mask = kwargs.get("attention_mask")
             generation.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
             generation.expected = True
@@ -85,8 +85,8 @@ class WatchedCriteria(_Method):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         criteria = self.__wrapped__(*args, **kwargs)
-        generation = self.recorder.generation
-        return criteria if generation is None or self.recorder.paused else RecordedCriteria(criteria, generation)
+        generation = self.recorders.own.generation
+        return criteria if generation is None or self.recorders.own.paused else RecordedCriteria(criteria, generation)
 
 
 class RecordedCriteria(StoppingCriteriaList):
@@ -105,9 +105,9 @@ class RecordedCriteria(StoppingCriteriaList):
 class Refused(_Method):
     """A method whose forwards are not one row per sequence; it works again once the model is unpatched."""
 
-    def __init__(self, recorder: Recorder, model: nn.Module, name: str):
+    def __init__(self, recorders: Recorders, model: nn.Module, name: str):
         self.name = name
-        super().__init__(recorder, model)
+        super().__init__(recorders, model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
@@ -124,11 +124,11 @@ class AutoCompile(_Method):
     def __call__(self, model_kwargs: dict[str, Any], generation_config: Any, *args: Any, **kwargs: Any) -> bool:
         if not self.__wrapped__(model_kwargs, generation_config, *args, **kwargs):
             return False
-        skipper = self.recorder.skipper
+        skipper = self.recorders.own.skipper
         reason = None if skipper is None else skipper.not_compiled
         if reason is None and skipper is not None and skipper.by_row:
             # It has not decided yet: what it may decide has to do.
-            generation = self.recorder.generation
+            generation = self.recorders.own.generation
             one = generation is not None and generation.rows == 1
             reason = None if one else f"{type(skipper.policy).__name__} may decide otherwise for each row"
         if reason is not None and getattr(generation_config, "compile_config", None) is not None:

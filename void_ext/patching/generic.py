@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 
 
 class EnterLayer:
     """Pre-hook: notes the stream that enters a layer."""
 
-    def __init__(self, recorder: Recorder, index: int):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders, index: int):
+        self.recorders = recorders
         self.index = index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self.recorder.call
+        call = self.recorders.own.call
         if call is None:
             return
         stream = args[0] if args else kwargs.get("hidden_states")
@@ -34,12 +34,12 @@ class EnterLayer:
 class LeaveLayer:
     """Hook: takes the norm of what a layer returns, tensor or tuple."""
 
-    def __init__(self, recorder: Recorder, index: int):
-        self.recorder = recorder
+    def __init__(self, recorders: Recorders, index: int):
+        self.recorders = recorders
         self.index = index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.recorder.call
+        call = self.recorders.own.call
         if call is None:
             return
         stream = output[0] if isinstance(output, (tuple, list)) else output

@@ -21,7 +21,7 @@ from void_ext.patching.generation import AutoCompile, Refused, TracedGenerate, W
 from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
 from void_ext.patching.norms import FinalNormForward
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorder, Recorders
 from void_ext.patching.registry import LayerForm, rms_norm_form
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.structure import DecoderStack
@@ -45,7 +45,7 @@ class Handle:
         self,
         stack: DecoderStack,
         outermost: nn.Module,
-        recorder: Recorder,
+        recorders: Recorders,
         info: TraceInfo,
         fuse: str,
         form: LayerForm | None,
@@ -53,7 +53,7 @@ class Handle:
     ):
         self._stack = stack
         self._outermost = outermost  # what patch() was given: the model, or a wrapper around it
-        self._recorder = recorder
+        self._recorders = recorders
         self._info = info
         self._fuse = fuse
         self._form = form
@@ -74,6 +74,10 @@ class Handle:
     ) -> None:
         if self._changes:
             self.unpatch()
+
+    @property
+    def _recorder(self) -> Recorder:
+        return self._recorders.own  # of the thread that asks
 
     @property
     def mode(self) -> str:
@@ -227,13 +231,13 @@ class Handle:
         self._changes.append(InstanceAttribute(owner, name, value))
 
     def _install_body(self) -> None:
-        body, recorder = self._stack.body, self._recorder
+        body, recorders = self._stack.body, self._recorders
         fused = None if self._form is None else self._stack.layers[0]
-        begin = self._begin = BeginCall(recorder, body, fused)
+        begin = self._begin = BeginCall(recorders, body, fused)
         self._changes.append(body.register_forward_pre_hook(begin, with_kwargs=True))
-        self._changes.append(body.register_forward_hook(EndCall(recorder), always_call=True))
+        self._changes.append(body.register_forward_hook(EndCall(recorders), always_call=True))
         if self._stack.final_norm is not None:
-            self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorder)))
+            self._changes.append(self._stack.final_norm.register_forward_pre_hook(BeforeFinalNorm(recorders)))
 
     def _install_fused(self, form: LayerForm) -> None:
         layers = self._stack.layers
@@ -245,7 +249,7 @@ class Handle:
                 layer,
                 index,
                 form,
-                self._recorder,
+                self._recorders,
                 post_norm=_norm_of(layer, form.post_norm) if fuse_norms else None,
                 next_norm=(_norm_of(following, form.input_norm) if following is not None else final)
                 if fuse_norms
@@ -255,26 +259,26 @@ class Handle:
             # Inside of accelerate's hooks, where there are any: they bring a layer's input and weights to its device.
             self._change(layer, "_old_forward" if "_hf_hook" in layer.__dict__ else "forward", forward)
         if final is not None and rms_norm_form(final) is not None:
-            self._change(final, "forward", FinalNormForward(final, self._recorder))
+            self._change(final, "forward", FinalNormForward(final, self._recorders))
 
     def _install_generic(self) -> None:
         for index, layer in enumerate(self._stack.layers):
-            enter = EnterLayer(self._recorder, index)
+            enter = EnterLayer(self._recorders, index)
             self._changes.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorder, index)))
+            self._changes.append(layer.register_forward_hook(LeaveLayer(self._recorders, index)))
 
     def _install_compiled(self) -> None:
-        stack, recorder = self._stack, self._recorder
+        stack, recorders = self._stack, self._recorders
         drop_compiled_call(stack.model)
         for model in {stack.model, self._outermost}:
-            entry = CompiledEntry(recorder, model, stack.body, stack.layers[0], MARK, self._begin)
+            entry = CompiledEntry(recorders, model, stack.body, stack.layers[0], MARK, self._begin)
             self._change(model, "forward", entry)
 
     def _install_generation(self) -> None:
-        model, recorder = self._stack.model, self._recorder
+        model, recorders = self._stack.model, self._recorders
         for stand_in in (TracedGenerate, WatchedInputs, WatchedCriteria, AutoCompile):
             if inspect.isroutine(getattr(type(model), stand_in.name, None)):
-                self._change(model, stand_in.name, stand_in(recorder, model))
+                self._change(model, stand_in.name, stand_in(recorders, model))
         for name in ("generate_batch", "init_continuous_batching"):
             if inspect.isroutine(getattr(type(model), name, None)):
-                self._change(model, name, Refused(recorder, model, name))
+                self._change(model, name, Refused(recorders, model, name))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from void_ext.patching.call import Call
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 from void_ext.patching.registry import NormForm, rms_norm_form
 
 _add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.void_ext.add_rms_norm.default
@@ -64,16 +64,16 @@ class FinalNormForward:
     """An instance ``forward`` for the norm behind the last layer: what that layer's closing add has made already, where
     nobody has touched the stream in between; the norm's own otherwise."""
 
-    def __init__(self, norm: nn.Module, recorder: Recorder):
+    def __init__(self, norm: nn.Module, recorders: Recorders):
         self.norm = norm
-        self.recorder = recorder
+        self.recorders = recorders
 
     @property
     def __wrapped__(self) -> Any:
         return type(self.norm).forward.__get__(self.norm)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.recorder.call
+        call = self.recorders.own.call
         if call is not None and len(args) == 1 and not kwargs and (normed := call.take_normed(args[0])) is not None:
             return normed
         return self.__wrapped__(*args, **kwargs)

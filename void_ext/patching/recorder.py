@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from void_ext.patching import ledger
-from void_ext.patching.call import Call
+from void_ext.patching.call import Call, Tables
 from void_ext.patching.recording import Recording
 from void_ext.patching.schedule import ALL, Schedule
 from void_ext.patching.skipping import Skipper
@@ -74,13 +74,22 @@ class Shared:
         return Shared, ()
 
 
-@dataclass
-class Recorder(threading.local):
-    """Keeps the current call, the current trace and how long each cache is.
+class Recorders(threading.local):
+    """The recorder of each thread: one that comes for the first time runs ``__init__`` with the same arguments."""
 
-    Every attribute is the running thread's own: a thread that uses it for the first time runs ``__init__`` with the
-    same arguments. (Reading one takes 30 ns more than from a plain object: a microsecond in a decode step.)
-    """
+    def __init__(self, recording: Recording, skipper: Skipper | None, shared: Shared):
+        if shared.used and skipper is not None:
+            skipper = skipper.twin()
+        shared.used = True
+        self.own = Recorder(recording, skipper, shared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recorders, (self.own.recording, self.own.skipper, self.own.shared)
+
+
+@dataclass
+class Recorder:
+    """Keeps the current call, the current trace and how long each cache is."""
 
     recording: Recording
     skipper: Skipper | None  # mode "skip" only
@@ -92,28 +101,29 @@ class Recorder(threading.local):
     real_tokens: Tensor | None = None  # [B, T], for calls that come without an attention mask
     paused: bool = False
     _calls: int = 0
-    _tables: dict[torch.device, list[Tensor | None]] = field(default_factory=dict)  # of the last call, for the next
+    _tables: dict[torch.device, Tables] = field(default_factory=dict)  # of the last call, for the next
     _start: int = 0
-    _arguments: dict[str, Any] = field(default_factory=dict)
+    _tokens: Any = None  # of the current call
+    _phases: Sequence[int] = ()  # of its positions
+    _into: Any = None  # the cache it was given
     _new_trace: bool = False
     _cache: Any = None
     _rows: int | None = None  # where the keys of that cache were when it was last written to
     _foreign: bool = False
 
-    def __post_init__(self) -> None:
-        if self.shared.used and self.skipper is not None:
-            self.skipper = self.skipper.twin()
-        self.shared.used = True
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Recorder, (self.recording, self.skipper, self.shared)
-
     # ---- around a forward ----
 
     def begin(
-        self, arguments: dict[str, Any], kind: type[Call] = Call, settings: Mapping[str, Any] = MappingProxyType({})
+        self,
+        arguments: Mapping[str, Any],
+        attentions: bool = False,
+        kind: type[Call] = Call,
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """The body is about to run with these (keyword) arguments; ``kind`` is what records it, with its settings."""
+        """The body is about to run with these (keyword) arguments; ``kind`` is what records it, with its settings.
+
+        ``attentions`` says that their weights are wanted.
+        """
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         given = ids if ids is not None else embeds
         if given is None:
@@ -143,8 +153,9 @@ class Recorder(threading.local):
         if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
             going_on = ~generation.ended[:, None].to(given.device)
             real = going_on.expand(batch, length) if real is None else real & going_on
-        schedule = self._schedule(batch, length, cache is not None)
-        if schedule is not None and arguments.get("output_attentions") and set(schedule.attention) != {ALL}:
+        self._phases = self._phases_of(self._start, length)
+        schedule = None if self.skipper is None else self._schedule(self.skipper, batch, cache is not None)
+        if schedule is not None and attentions and set(schedule.attention) != {ALL}:
             raise ValueError(
                 "output_attentions: expected False where the plan leaves out attentions, got True: there would be no "
                 "entry for layers that do not run. The trace tells which ran; mode='trace' gives all attentions"
@@ -157,7 +168,7 @@ class Recorder(threading.local):
             ledger.admit(cache, range(self.recording.layers) if schedule is None else schedule.needed)
         if schedule is not None and self.skipper is not None:
             counters = self.skipper.count(schedule.phase)
-        self._arguments = {"tokens": ids, "cache": cache}
+        self._tokens, self._into = ids, cache
         self.call = kind(
             batch, length, self.recording, self._tables, real, self.skipper, schedule, counters, **settings
         )
@@ -166,32 +177,27 @@ class Recorder(threading.local):
     def abandon(self) -> None:
         """The forward failed: nothing of it is kept, in the cache neither where layers are skipped."""
         if self.call is not None:
-            cache = self._arguments["cache"]
             if self.call.guarded:
-                ledger.fail(cache, self._start)
+                ledger.fail(self._into, self._start)
             if self.call.schedule is not None and self.skipper is not None:
                 self.skipper.tally(self.call)
         self._clear()
 
     def _clear(self) -> None:
-        self.call = None
-        self._arguments = {}
+        self.call = self._tokens = self._into = None
 
-    def _schedule(self, batch: int, length: int, cached: bool) -> Schedule | None:
-        """What this call runs of each layer; None where nothing is ever skipped."""
-        if self.skipper is None:
-            return None
+    def _schedule(self, skipper: Skipper, batch: int, cached: bool) -> Schedule:
+        """What this call runs of each layer."""
         if self._foreign:
-            return self.skipper.in_force(RESPONSE if self._start else PROMPT, batch)
+            return skipper.in_force(RESPONSE if self._start else PROMPT, batch)
         if self._new_trace:
-            self.skipper.restart(batch)
+            skipper.restart(batch)
         store = None if self._new_trace else self.store
-        phases = self._phases(self._start, length)
-        return self.skipper.schedule(store, phases, batch, self._start, cached, self.generation)
+        return skipper.schedule(store, self._phases, batch, self._start, cached, self.generation)
 
     def commit(self, output: Any) -> None:
         """The body returned: append the call's table to the trace."""
-        call, arguments = self.call, self._arguments
+        call, tokens, cache = self.call, self._tokens, self._into
         assert call is not None
         if call.next != self.recording.layers:
             raise RuntimeError(
@@ -205,7 +211,8 @@ class Recorder(threading.local):
             )
         self._clear()
         start = self._start
-        cache = arguments["cache"] if arguments["cache"] is not None else _cache_of(output)
+        if cache is None:
+            cache = _cache_of(output)
         if call.guarded:
             ledger.close(cache, () if call.schedule is None else call.schedule.skipped, start, call.length)
         if call.schedule is not None and call.counters is not None and self.skipper is not None:
@@ -236,17 +243,20 @@ class Recorder(threading.local):
         self.store.write(
             start,
             call.length,
-            self._phases(start, call.length),
+            self._phases,
             self._calls,
             tables,
-            arguments["tokens"],
+            tokens,
             call.real,
         )
         self._calls += 1
-        if cache is not None and _weakly_referable(cache):
-            self.shared.lengths[cache] = (start + call.length, _content_version(cache))
+        if cache is None or not _weakly_referable(cache):
+            return
+        if self._cache is None or self._cache() is not cache:
             self._cache = weakref.ref(cache)
-            self._rows = _address(cache) if call.batch > 1 else None
+        if getattr(cache, "is_compileable", False):
+            self.shared.lengths[cache] = (start + call.length, _content_version(cache))
+        self._rows = _address(cache) if call.batch > 1 else None
 
     # ---- traces ----
 
@@ -324,7 +334,7 @@ class Recorder(threading.local):
                 return length
         return int(cache.get_seq_length())
 
-    def _phases(self, start: int, length: int) -> list[int]:
+    def _phases_of(self, start: int, length: int) -> list[int]:
         if self.forced_phase is not None:
             return [self.forced_phase] * length
         if self.generation is not None:

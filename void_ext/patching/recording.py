@@ -21,5 +21,5 @@ class Recording:
     updates: bool
     halves: bool
     skips: bool
-    defer: bool  # layers leave streams alone once made, so that a few rows' norms can wait for the end of a call
+    adds_alone: bool  # nothing but the norms of layers' streams is wanted of adds: they can be taken apart from them
     native_devices: tuple[str, ...]  # device types this build has kernels for

@@ -19,7 +19,7 @@ from void_ext.patching.fused import FusedForward, add_and_norm
 from void_ext.patching.ledger import cache_in
 from void_ext.patching.norms import NormAfterAdd, same_kind
 from void_ext.patching.projection import key_form, project
-from void_ext.patching.recorder import Recorder
+from void_ext.patching.recorder import Recorders
 from void_ext.patching.registry import LayerForm
 from void_ext.patching.schedule import ALL, NONE, PROJECT, SOME, Schedule
 
@@ -30,8 +30,8 @@ _keep_rows: Callable[..., Tensor] = torch.ops.void_ext.keep_rows.default
 class SkipForward(FusedForward):
     """An instance ``forward`` for one decoder layer that does what the call's schedule says."""
 
-    def __init__(self, layer: nn.Module, index: int, form: LayerForm, recorder: Recorder, **norms: nn.Module | None):
-        super().__init__(layer, index, form, recorder, **norms)
+    def __init__(self, layer: nn.Module, index: int, form: LayerForm, recorders: Recorders, **norms: nn.Module | None):
+        super().__init__(layer, index, form, recorders, **norms)
         self.keys, _ = key_form(getattr(layer, form.attention))
 
     def _under_plan(
@@ -97,7 +97,7 @@ class SkipForward(FusedForward):
                 count=schedule.counts(index, call.batch, call.length)[1],
                 costs=call.costs,
             )
-            if result is not middle and call.streams is None:
+            if result is not middle and not call.apart:
                 call.tap(call.norms, index + 1, result)
         else:
             result = middle
@@ -115,8 +115,8 @@ def _close(call: Call, residual: Tensor, update: Tensor, on: Tensor | None, plac
     """``residual + update`` in the rows that are on (None: all), and its norm in ``place`` where one is wanted."""
     if on is None:
         return residual + update if place is None else add_and_norm(call, residual, update, *place)
-    if place is not None and call.streams is not None and place[0] is call.norms:
-        place = None  # taken at the end of the call
+    if place is not None and call.apart and place[0] is call.norms:
+        place = None  # taken of what the next layer is given
     if call.plain or not same_kind(residual, update):
         mask = on.view(*residual.shape[:-1], 1)
         stream = torch.where(mask, residual + update, residual)

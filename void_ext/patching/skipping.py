@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,7 @@ class Skipper:
     def schedule(
         self,
         store: TraceStore | None,
-        phases: list[int],
+        phases: Sequence[int],
         batch: int,
         start: int,
         cached: bool,
@@ -265,7 +266,7 @@ class Skipper:
         _check_rows(chosen, batch, batch)
         return chosen
 
-    def _chosen(self, phases: list[int], batch: int) -> Schedule:
+    def _chosen(self, phases: Sequence[int], batch: int) -> Schedule:
         first, last = phases[0], phases[-1]
         if first == last or self.plan.prompt == self.plan.response:
             return self._schedules[last]

@@ -94,13 +94,21 @@ def find_decoder_stack(model: nn.Module) -> DecoderStack:
 
 def refuse_sharded(model: nn.Module) -> None:
     """Mode ``"skip"`` cannot have weights that several processes hold parts of: each of them decides for itself."""
-    for module in model.modules():
-        names = {base.__name__ for base in type(module).__mro__}
-        if names & {"FullyShardedDataParallel", "FSDPModule"}:
-            raise UnsupportedModelError(
-                f"mode: 'skip' does not support weights sharded by FSDP ({type(module).__name__}): what one process "
-                "skips, others wait for; mode='trace' works, and 'skip' with a whole copy of the model per process"
-            )
+    module = sharded(model)
+    if module is not None:
+        raise UnsupportedModelError(
+            f"mode: 'skip' does not support weights sharded by FSDP ({type(module).__name__}): what one process "
+            "skips, others wait for; mode='trace' works, and 'skip' with a whole copy of the model per process"
+        )
+
+
+def sharded(model: nn.Module) -> nn.Module | None:
+    """The first module whose weights FSDP spreads over processes."""
+
+    def by_fsdp(module: nn.Module) -> bool:
+        return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in type(module).__mro__)
+
+    return next(filter(by_fsdp, model.modules()), None)
 
 
 def _refuse_replicas(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ rounding of matrix products of other shapes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +79,14 @@ def with_item_sampling(context: Tensor, max_length: int, settings: dict[str, Any
     )
     settings.pop("top_k", None)
     return {**settings, "do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+
+
+def is_drawn_in_order(settings: Mapping[str, Any]) -> bool:
+    """Whether these settings sample with torch's one generator, where answers hang on what was drawn before them."""
+    sampled = settings.get("do_sample")
+    if sampled is None:  # as lm-eval decides
+        sampled = float(settings.get("temperature", 0.0)) > 0
+    return bool(sampled) and not settings.get(PER_ITEM)
 
 
 def _uniform(tokens: list[int], count: int, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -1,5 +1,5 @@
-// The pybind11 module void_ext._host: what this build is. No tensors, no torch, so it loads where the op library does
-// not and can say why.
+// The pybind11 module void_ext._host: what this build is, and what Python asks for too often to go through an op. Not
+// linked to torch, so it loads where the op library does not and can say why.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,8 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/isa.h"
 #include "build_info.h"
-#include "cpu/isa.h"
+#include "positions.h"
+#include "row_norms.h"
+#include "tensor_view.h"
 
 namespace py = pybind11;
 
@@ -39,8 +42,19 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "What this build of void_ext is.";
+  m.doc() = "What this build of void_ext is, and what is asked for too often to be an op.";
   m.def("build_info", &build_info,
         "The build's versions, toolchain, CUDA architectures and the CPU instruction set in use. ValueError where "
         "VOID_EXT_CPU_ISA names a set that this build or this CPU lacks.");
+
+  using void_ext::host::RowNorms;
+  py::class_<RowNorms>(m, "RowNorms",
+                       "RowNorms(table): L2 norms of a stream's rows, into columns of a float32 table [rows, columns].")
+      .def(py::init<py::object>(), py::arg("table"))
+      .def("write", &RowNorms::write, py::arg("stream"), py::arg("column"),
+           "Norms of the rows of stream into a column; False, with nothing done, where row_l2norm has to do it.");
+  m.def("put_positions", &void_ext::host::put_positions, py::arg("table"), py::arg("start"), py::arg("end"),
+        py::arg("value"), "table[:, start:end] = value; False, with nothing done, where torch has to do it.");
+  m.def("tensors_visible", &void_ext::host::tensors_visible,
+        "Whether this torch shows its tensors to RowNorms and put_positions.");
 }
