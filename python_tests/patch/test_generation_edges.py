@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import StaticCache, StoppingCriteria, StoppingCriteriaList
 
 import void_ext
 
 EOS = 2
+OLD = int(transformers.__version__.split(".")[0]) < 5
 
 
 class Forced:
@@ -76,6 +78,7 @@ def test_criteria_without_an_eos(tiny: Any, padded_batch: Any) -> None:
     assert mask == [[True, False, False, False, False], [True] * 5]
 
 
+@pytest.mark.skipif(OLD, reason="transformers 4.57: generate() fails there, patched or not")
 def test_new_tokens_alone_on_a_cache(tiny: Any, padded_batch: Any) -> None:
     model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
     with void_ext.patch(model) as handle:
