@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def build_tiny(
 _ONE_THREAD = {"architectures", "conformance", "distributed", "evaluate", "kernels", "patch", "search", "skip", "ways"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     folder = request.path.relative_to(Path(__file__).parent).parts[0]
     threads = torch.get_num_threads()
@@ -116,6 +117,15 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
         ids[row, :pads] = 0
         mask[row, :pads] = 0
     return ids, mask
+
+
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(params=[True, False], ids=["deferred", "as-they-run"])
