@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StaticCache
 
 import void_ext
+from python_tests.generation import end_others
 from void_ext import reference
 from void_ext.patching.ledger import CacheHoleError, SkippedSlot
 from void_ext.plan import Action, PhasePlan, VoidPlan
@@ -21,13 +22,6 @@ RUN, PROJECT, SKIP = Action.RUN, Action.PROJECT, Action.SKIP
 NEAR = Tolerance(atol=2e-4, rtol=2e-4, reason="float32 products of other shapes sum in another order, six layers deep")
 
 
-class Ends(StoppingCriteria):
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = torch.zeros(input_ids.shape[0], dtype=torch.bool)
-        done[1:] = input_ids.shape[1] >= 9 + 2
-        return done
-
-
 @torch.no_grad()
 def test_rows_that_ended_in_generate_go_on_in_a_plain_call(tiny: Any, padded_batch: Any) -> None:
     model = tiny("llama")
@@ -37,7 +31,7 @@ def test_rows_that_ended_in_generate_go_on_in_a_plain_call(tiny: Any, padded_bat
     plan = VoidPlan(PhasePlan.dense(LAYERS), PhasePlan(tuple(rows), tuple(mlps)))
     cache = DynamicCache(config=model.config)
     with void_ext.patch(model, mode="skip", plan=plan) as handle:
-        criteria = StoppingCriteriaList([Ends()])
+        criteria = end_others(9 + 2)
         model.generate(
             ids, max_new_tokens=6, do_sample=False, pad_token_id=0, past_key_values=cache, stopping_criteria=criteria
         )
