@@ -50,12 +50,16 @@ def build_tiny(
     seed: int = 0,
     layers: int = 6,
     scaled_norms: bool = False,
+    **changes: Any,
 ) -> Any:
-    """``scaled_norms``: each norm has weights of its own. New ones are all alike and could stand in for each other."""
+    """``scaled_norms``: each norm has weights of its own. New ones are all alike and could stand in for each other.
+    ``changes`` are of the family's configuration.
+    """
     import transformers
 
     stem, settings = FAMILIES[family]
     settings = {name: layers if name in ("num_hidden_layers", "n_layer") else value for name, value in settings.items()}
+    settings |= changes
     torch.manual_seed(seed)
     # A large initializer range makes deltas of both signs and voids in most layers.
     config = getattr(transformers, f"{stem}Config")(
@@ -103,7 +107,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
-    """``tiny(family, dtype=…, attention=…, seed=…, layers=6)``: a fresh small causal language model."""
+    """``tiny(family, dtype=…, attention=…, seed=…, layers=6, **changes)``: a fresh small causal language model."""
     return build_tiny
 
 
