@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.generation import CompileConfig
 
 import void_ext
-from python_tests.compiling import decode, graphs
+from python_tests.compiling import UNGROUPED, decode, graphs
 from void_ext.testing.compare import assert_bits_equal
 from void_ext.testing.tolerance import tolerance
 
@@ -59,7 +59,7 @@ def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_
 
 @torch.inference_mode()
 def test_no_token_is_compiled_anew(tiny: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids = torch.randint(3, 96, (2, LENGTH))
     with void_ext.patch(model) as handle:
         expected = decode(model, model, ids, STEPS)
@@ -104,7 +104,7 @@ def test_dynamic_cache_is_compiled_for_any_length(tiny: Any) -> None:
 
 @pytest.mark.parametrize("cache", ["static", None])
 def test_generate_compiles(cache: str | None, tiny: Any, padded_batch: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids, mask = padded_batch
     config = CompileConfig(backend="eager", mode=None, fullgraph=True)
     config._compile_all_devices = True

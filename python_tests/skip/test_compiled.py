@@ -11,7 +11,7 @@ from transformers import StaticCache
 from transformers.generation import CompileConfig
 
 import void_ext
-from python_tests.compiling import decode, graphs
+from python_tests.compiling import UNGROUPED, decode, graphs
 from void_ext import VoidPlan
 from void_ext.patching.ledger import CacheHoleError
 from void_ext.plan import Action, PhasePlan
@@ -40,7 +40,7 @@ def _nodes(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
 @pytest.mark.parametrize("phase", ["both", "prompt"])
 @torch.no_grad()
 def test_as_eager_and_compiled_once(phase: str, fuse: str, tiny: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids = torch.randint(3, 96, (2, 9))
     plan = VoidPlan.from_layers(model, skip=[1], attention=[2], mlp=[3], phase=phase)
     with void_ext.patch(model, mode="skip", plan=plan, fuse=fuse) as handle:
