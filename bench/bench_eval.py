@@ -1,8 +1,8 @@
 """What the void statistics add to lm-eval's own time: its requests with the watched model against plain lm-eval.
 
-Both answer the same requests of the task capitals (or write answers to its questions) in turns in one process, with the
-A/A control of CONTRACT 21: the watched one is patched with mode="trace" and counts voids, the other is lm-eval's HFLM
-over a second set of modules with the same weights.
+Both answer the same requests of the task capitals (or write answers to its questions) in turns in one process, with an
+A/A control: the watched one is patched with mode="trace" and counts voids, the other is lm-eval's HFLM over a second
+set of modules with the same weights.
 """
 
 from __future__ import annotations

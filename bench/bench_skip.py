@@ -30,7 +30,7 @@ from bench.report import load, tables
 
 STEPS = 4
 PREFILL = 512
-LIMIT = 1.03  # of the ideal's time; CONTRACT
+LIMIT = 1.03  # of the ideal's time
 BATCHES = (1, 8, 32)
 MODELS = {"cpu": ["SmolLM2-135M"], "cuda": ["Llama-3-8B", "Qwen2.5-7B", "Mistral-7B"]}
 Work = Callable[[], object]

@@ -11,7 +11,7 @@ from typing import Any
 from bench.environment import describe, write_json
 from void_ext import timing
 
-# CONTRACT: what tracing may cost, as the traced model's time over the unpatched one's.
+# What tracing may cost, as the traced model's time over the unpatched one's.
 LIMITS = {"fuse=add": 1.02, "fuse=norm": 1.00}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,16 @@ def build_tiny(
     seed: int = 0,
     layers: int = 6,
     scaled_norms: bool = False,
+    **changes: Any,
 ) -> Any:
-    """``scaled_norms``: each norm has weights of its own. New ones are all alike and could stand in for each other."""
+    """``scaled_norms``: each norm has weights of its own. New ones are all alike and could stand in for each other.
+    ``changes`` are of the family's configuration.
+    """
     import transformers
 
     stem, settings = FAMILIES[family]
     settings = {name: layers if name in ("num_hidden_layers", "n_layer") else value for name, value in settings.items()}
+    settings |= changes
     torch.manual_seed(seed)
     # A large initializer range makes deltas of both signs and voids in most layers.
     config = getattr(transformers, f"{stem}Config")(
@@ -77,7 +82,7 @@ def build_tiny(
 _ONE_THREAD = {"architectures", "conformance", "distributed", "evaluate", "kernels", "patch", "search", "skip", "ways"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     folder = request.path.relative_to(Path(__file__).parent).parts[0]
     threads = torch.get_num_threads()
@@ -102,7 +107,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
-    """``tiny(family, dtype=…, attention=…, seed=…, layers=6)``: a fresh small causal language model."""
+    """``tiny(family, dtype=…, attention=…, seed=…, layers=6, **changes)``: a fresh small causal language model."""
     return build_tiny
 
 
@@ -116,6 +121,15 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
         ids[row, :pads] = 0
         mask[row, :pads] = 0
     return ids, mask
+
+
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(params=[True, False], ids=["apart", "in-the-adds"])

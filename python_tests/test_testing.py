@@ -158,10 +158,7 @@ def test_every_entry_says_why(quantity: str, dtype: torch.dtype) -> None:
 
 
 def test_unknown_entries_are_refused_by_name() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"quantity: expected one of \['batched_norm', 'compiled', 'logits', 'norm', 'rms_norm'\], got 'speed'",
-    ):
+    with pytest.raises(ValueError, match=r"quantity: expected one of \['batched_norm', .*'rms_norm'\], got 'speed'"):
         tolerance("speed", torch.float32)
     with pytest.raises(ValueError, match=r"dtype: .* got torch.float64"):
         tolerance("norm", torch.float64)

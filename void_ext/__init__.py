@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from void_ext._lazy import names_at_first_use
 
 if TYPE_CHECKING:
     from void_ext.counters import Counters
@@ -39,41 +40,41 @@ __version__ = "0.1.0"
 
 # A public name is imported from its module at first use, so that `import void_ext` costs next to nothing.
 _MODULE_OF = {
-    "Action": "void_ext.plan",
-    "AlreadyPatchedError": "void_ext.patching",
-    "CacheHoleError": "void_ext.patching",
-    "CostModel": "void_ext.dispatch",
-    "Counters": "void_ext.counters",
-    "Dispatched": "void_ext.dispatch",
-    "DivergenceError": "void_ext.patching",
-    "HaltPlan": "void_ext.policies",
-    "Handle": "void_ext.patching",
-    "History": "void_ext.policies",
-    "LibraryError": "void_ext.errors",
-    "PhasePlan": "void_ext.plan",
-    "PhaseTrace": "void_ext.trace",
-    "Policy": "void_ext.policies",
-    "PromptPlan": "void_ext.policies",
-    "RefreshPlan": "void_ext.policies",
-    "StaticPlan": "void_ext.policies",
-    "Trace": "void_ext.trace",
-    "UnsupportedModelError": "void_ext.patching",
-    "UsageCount": "void_ext.usage",
-    "VoidPlan": "void_ext.plan",
-    "add_l2norm": "void_ext.ops",
-    "add_rms_norm": "void_ext.ops",
-    "compact": "void_ext.ops",
-    "default_costs": "void_ext.dispatch",
-    "exit_select": "void_ext.ops",
-    "gather_rows": "void_ext.ops",
-    "handle_of": "void_ext.patching",
-    "keep_rows": "void_ext.ops",
-    "patch": "void_ext.patching",
-    "row_l2norm": "void_ext.ops",
-    "run_rows": "void_ext.dispatch",
-    "scatter_rows": "void_ext.ops",
-    "unpatch": "void_ext.patching",
-    "void_mask": "void_ext.ops",
+    "Action": "plan",
+    "AlreadyPatchedError": "patching",
+    "CacheHoleError": "patching",
+    "CostModel": "dispatch",
+    "Counters": "counters",
+    "Dispatched": "dispatch",
+    "DivergenceError": "patching",
+    "HaltPlan": "policies",
+    "Handle": "patching",
+    "History": "policies",
+    "LibraryError": "errors",
+    "PhasePlan": "plan",
+    "PhaseTrace": "trace",
+    "Policy": "policies",
+    "PromptPlan": "policies",
+    "RefreshPlan": "policies",
+    "StaticPlan": "policies",
+    "Trace": "trace",
+    "UnsupportedModelError": "patching",
+    "UsageCount": "usage",
+    "VoidPlan": "plan",
+    "add_l2norm": "ops",
+    "add_rms_norm": "ops",
+    "compact": "ops",
+    "default_costs": "dispatch",
+    "exit_select": "ops",
+    "gather_rows": "ops",
+    "handle_of": "patching",
+    "keep_rows": "ops",
+    "patch": "patching",
+    "row_l2norm": "ops",
+    "run_rows": "dispatch",
+    "scatter_rows": "ops",
+    "unpatch": "patching",
+    "void_mask": "ops",
 }
 
 __all__ = [
@@ -114,15 +115,4 @@ __all__ = [
     "void_mask",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_at_first_use(__name__, _MODULE_OF)

@@ -22,12 +22,6 @@ ROOT = Path(void_ext.__file__).parents[1]
 TRACE = ("trace", "smollm2", "--prompt", "Hi")
 
 
-@pytest.fixture
-def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if a model is loaded, or even looked for."""
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-
-
 def usage_error(*argv: str) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import void_ext
-from void_ext import cli, models
+from void_ext import cli
 
 pytest.importorskip("lm_eval")
 
@@ -53,11 +53,6 @@ def model(tmp_path: Path, tiny: Callable[..., Any]) -> str:
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(place)
     tiny("llama").save_pretrained(place)
     return str(place)
-
-
-@pytest.fixture
-def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.mark.usefixtures("never_loads")

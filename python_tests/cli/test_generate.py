@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 
 import void_ext
-from void_ext import cli, models
+from void_ext import cli
 from void_ext.cli import _timing
 
 BASE = ("generate", "smollm2", "--prompt", "What is the capital of France?", "--device", "cpu")
-
-
-@pytest.fixture
-def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if a model is loaded, or even looked for."""
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.mark.usefixtures("never_loads")

@@ -34,8 +34,8 @@ def small(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.fixture
-def never_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+def never_loads(never_loads: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As elsewhere; and in an empty directory."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import StaticCache
 from transformers.generation import CompileConfig
 
 import void_ext
+from python_tests.compiling import UNGROUPED, decode, graphs
 from void_ext.testing.compare import assert_bits_equal
 from void_ext.testing.tolerance import tolerance
 
 LAYERS, LENGTH, STEPS = 2, 9, 5
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
-    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-def graphs() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def compiled(model: Any, backend: str = "eager") -> Any:
     return torch.compile(model, fullgraph=True, backend=backend)
-
-
-def decode(forward: Callable[..., Any], prefill: Callable[..., Any], model: Any, ids: Tensor, steps: int) -> Tensor:
-    """Logits of greedy steps after a prefill, with a static cache."""
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    takes_positions = "cache_position" in inspect.signature(type(model).forward).parameters
-
-    def positions(start: int, end: int) -> dict[str, Tensor]:
-        # transformers 4.57 would ask a static cache for its length, which no graph can.
-        return {"cache_position": torch.arange(start, end)} if takes_positions else {}
-
-    length = ids.shape[1]
-    logits = [prefill(input_ids=ids, past_key_values=cache, **positions(0, length)).logits[:, -1:]]
-    for step in range(length, length + steps):
-        token = logits[-1].argmax(-1)
-        logits.append(forward(input_ids=token, past_key_values=cache, **positions(step, step + 1)).logits)
-    return torch.cat(logits, 1)
 
 
 @pytest.mark.parametrize(
@@ -90,16 +59,16 @@ def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_
 
 @torch.inference_mode()
 def test_no_token_is_compiled_anew(tiny: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids = torch.randint(3, 96, (2, LENGTH))
     with void_ext.patch(model) as handle:
-        expected = decode(model, model, model, ids, STEPS)
+        expected = decode(model, model, ids, STEPS)
         eager = handle.trace
         forward = compiled(model)
-        decode(forward, model, model, ids, 2)
+        decode(forward, model, ids, 2)
         before = graphs()
         with torch._dynamo.config.patch(error_on_recompile=True):
-            actual = decode(forward, model, model, ids, STEPS)
+            actual = decode(forward, model, ids, STEPS)
         assert graphs() == before
         trace = handle.trace
     assert_bits_equal(actual, expected)
@@ -135,7 +104,7 @@ def test_dynamic_cache_is_compiled_for_any_length(tiny: Any) -> None:
 
 @pytest.mark.parametrize("cache", ["static", None])
 def test_generate_compiles(cache: str | None, tiny: Any, padded_batch: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids, mask = padded_batch
     config = CompileConfig(backend="eager", mode=None, fullgraph=True)
     config._compile_all_devices = True

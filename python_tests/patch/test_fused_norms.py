@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import void_ext
 from void_ext.testing import assert_close, tolerance
 
+OLD = int(transformers.__version__.split(".")[0]) < 5
 LENGTH = 700  # of more elements than a CPU's few rows, whose norms wait for the end of the call
 
 
@@ -37,7 +39,14 @@ def run(model: Any) -> tuple[torch.Tensor, Counter[str]]:
     return logits, counting.calls
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma", "gemma2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gemma",
+        pytest.param("gemma2", marks=pytest.mark.skipif(OLD, reason="transformers 4.57: its layers are not fused")),
+    ],
+)
 def test_no_norm_of_the_stream_is_left_but_the_first(family: str, tiny: Any) -> None:
     model = tiny(family, scaled_norms=True)
     layers = model.config.num_hidden_layers

@@ -6,40 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import StaticCache, StoppingCriteria, StoppingCriteriaList
 
 import void_ext
+from python_tests.generation import Forced, stop_at
 
 EOS = 2
-
-
-class Forced:
-    """A logits processor that makes row b generate rows[b], one token a step."""
-
-    def __init__(self, rows: list[list[int]]):
-        self.rows = rows
-        self.step = 0
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        forced = torch.full_like(scores, -torch.inf)
-        for row, tokens in enumerate(self.rows):
-            forced[row, tokens[min(self.step, len(tokens) - 1)]] = 0
-        self.step += 1
-        return forced
-
-
-class StopAt(StoppingCriteria):
-    """Ends a row once it has generated ``token``."""
-
-    def __init__(self, token: int):
-        self.token = token
-
-    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return ids[:, -1] == self.token
-
-
-def stop_at(token: int) -> StoppingCriteriaList:
-    return StoppingCriteriaList([StopAt(token)])
+OLD = int(transformers.__version__.split(".")[0]) < 5
 
 
 def response_mask(model: Any, ids: torch.Tensor, rows: list[list[int]], **settings: Any) -> list[list[bool]]:
@@ -76,6 +50,7 @@ def test_criteria_without_an_eos(tiny: Any, padded_batch: Any) -> None:
     assert mask == [[True, False, False, False, False], [True] * 5]
 
 
+@pytest.mark.skipif(OLD, reason="transformers 4.57: generate() fails there, patched or not")
 def test_new_tokens_alone_on_a_cache(tiny: Any, padded_batch: Any) -> None:
     model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
     with void_ext.patch(model) as handle:

@@ -21,6 +21,17 @@ def loaded(request: pytest.FixtureRequest) -> Any:
     return models.smollm2(family, dtype=dtype)
 
 
+def greedy(model: Any, ids: torch.Tensor, steps: int) -> list[torch.Tensor]:
+    """Logits of the prompt and of each step after it."""
+    output = model(input_ids=ids, use_cache=True)
+    logits = [output.logits]
+    for _ in range(steps):
+        token = logits[-1][:, -1:].argmax(-1)
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        logits.append(output.logits)
+    return logits
+
+
 @torch.no_grad()
 def test_logits_are_bitwise_equal(loaded: Any) -> None:
     model, tokenizer = loaded
@@ -29,18 +40,9 @@ def test_logits_are_bitwise_equal(loaded: Any) -> None:
     )
     ids = tokenizer(text, return_tensors="pt").input_ids
 
-    def run() -> list[torch.Tensor]:
-        output = model(input_ids=ids, use_cache=True)
-        logits = [output.logits]
-        for _ in range(6):
-            token = logits[-1][:, -1:].argmax(-1)
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-            logits.append(output.logits)
-        return logits
-
-    expected = run()
+    expected = greedy(model, ids, steps=6)
     with void_ext.patch(model) as handle:
-        actual = run()
+        actual = greedy(model, ids, steps=6)
         assert "fused" in handle.describe()
     for step, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert_bits_equal(ours, theirs, f"logits of step {step}")
@@ -57,17 +59,8 @@ def test_skipping_is_the_model_that_lacks_the_layers(loaded: Any) -> None:
     skip = [0, 13, 14, 25]
     ids = tokenizer(QUESTION, return_tensors="pt").input_ids
 
-    def run() -> list[torch.Tensor]:
-        output = model(input_ids=ids, use_cache=True)
-        logits = [output.logits]
-        for _ in range(3):
-            token = logits[-1][:, -1:].argmax(-1)
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-            logits.append(output.logits)
-        return logits
-
     with void_ext.patch(model, mode="skip", plan=void_ext.VoidPlan.from_layers(model, skip=skip)) as handle:
-        actual = run()
+        actual = greedy(model, ids, steps=3)
         assert handle.counters is not None
         assert handle.counters.total.layers_skipped == 4 * len(skip)
     layers, config = model.model.layers, model.config
@@ -77,7 +70,7 @@ def test_skipping_is_the_model_that_lacks_the_layers(loaded: Any) -> None:
         config.num_hidden_layers = len(kept)
         for index, layer in enumerate(kept):
             layer.self_attn.layer_idx = index
-        expected = run()
+        expected = greedy(model, ids, steps=3)
     finally:
         model.model.layers, config.num_hidden_layers = layers, len(layers)
         for index, layer in enumerate(layers):

@@ -1,17 +1,23 @@
-"""How the tests of skipping run."""
+"""The model that the tests of plans make plans for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing work; on a busy machine they lose minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def build(tiny: Callable[..., Any]) -> Callable[..., Any]:
+    """``build(family="llama", **options)``: ``tiny`` with eight layers, whose norms have weights of their own."""
+
+    def make(family: str = "llama", **options: Any) -> Any:
+        return tiny(family, **{"layers": 8, "scaled_norms": True, **options})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(build: Callable[..., Any]) -> Any:
+    return build()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,25 +11,14 @@ from transformers import StaticCache
 from transformers.generation import CompileConfig
 
 import void_ext
+from python_tests.compiling import UNGROUPED, decode, graphs
 from void_ext import VoidPlan
 from void_ext.patching.ledger import CacheHoleError
 from void_ext.plan import Action, PhasePlan
 from void_ext.testing.compare import assert_bits_equal
 
 LAYERS = 4
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
-    logging.getLogger("torch.__trace").propagate = False  # pytest would keep, and format, what dynamo says of itself
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-def graphs() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def matrix_products() -> tuple[list[int], Any]:
@@ -50,27 +36,11 @@ def _nodes(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
     return [node for node in graph.graph.nodes if node.op == "call_function"]
 
 
-def decode(forward: Any, model: Any, ids: Tensor, steps: int = 4) -> Tensor:
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    takes_positions = "cache_position" in inspect.signature(type(model).forward).parameters
-
-    def positions(start: int, end: int) -> dict[str, Tensor]:
-        # transformers 4.57 would ask a static cache for its length, which no graph can.
-        return {"cache_position": torch.arange(start, end)} if takes_positions else {}
-
-    length = ids.shape[1]
-    logits = [model(input_ids=ids, past_key_values=cache, **positions(0, length)).logits[:, -1:]]
-    for step in range(length, length + steps):
-        token = logits[-1].argmax(-1)
-        logits.append(forward(input_ids=token, past_key_values=cache, **positions(step, step + 1)).logits)
-    return torch.cat(logits, 1)
-
-
 @pytest.mark.parametrize("fuse", ["add", "norm"])
 @pytest.mark.parametrize("phase", ["both", "prompt"])
 @torch.no_grad()
 def test_as_eager_and_compiled_once(phase: str, fuse: str, tiny: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    model = tiny("llama", layers=LAYERS, **UNGROUPED)
     ids = torch.randint(3, 96, (2, 9))
     plan = VoidPlan.from_layers(model, skip=[1], attention=[2], mlp=[3], phase=phase)
     with void_ext.patch(model, mode="skip", plan=plan, fuse=fuse) as handle:

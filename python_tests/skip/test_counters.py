@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 import void_ext
+from python_tests.generation import end_others
 from void_ext.plan import Action, PhasePlan, VoidPlan
 
 LAYERS = 6
@@ -102,15 +102,6 @@ def test_rows_that_differ(tiny: Any) -> None:
     assert prompt.rows_needed <= prompt.rows_computed <= 2 * LAYERS * 15
 
 
-class EndsOthers(StoppingCriteria):
-    """All rows but the first end with their second new token."""
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = torch.zeros(input_ids.shape[0], dtype=torch.bool)
-        done[1:] = input_ids.shape[1] >= 9 + 2
-        return done
-
-
 def test_rows_that_ended_want_nothing(tiny: Any, padded_batch: Any) -> None:
     """Once only a row that goes without layer 3 is left, layer 3 is not launched."""
     model = tiny("llama")
@@ -124,9 +115,7 @@ def test_rows_that_ended_want_nothing(tiny: Any, padded_batch: Any) -> None:
         expected = model.generate(ids, attention_mask=mask, **settings)
         handle.counters.reset()
         census = Census(model)
-        out = model.generate(
-            ids, attention_mask=mask, stopping_criteria=StoppingCriteriaList([EndsOthers()]), **settings
-        )
+        out = model.generate(ids, attention_mask=mask, stopping_criteria=end_others(9 + 2), **settings)
     steps = handle.counters.response.calls
     assert steps == 7
     assert torch.equal(out[0], expected[0])

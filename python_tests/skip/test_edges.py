@@ -7,25 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StaticCache
 
 import void_ext
+from python_tests.generation import end_others
 from void_ext import reference
 from void_ext.patching.ledger import CacheHoleError, SkippedSlot
 from void_ext.plan import Action, PhasePlan, VoidPlan
 from void_ext.policies import HaltPlan, History, Policy, PromptPlan, RefreshPlan
-from void_ext.testing import Tolerance, assert_close
+from void_ext.testing import assert_close, tolerance
 
 LAYERS = 6
 RUN, PROJECT, SKIP = Action.RUN, Action.PROJECT, Action.SKIP
-NEAR = Tolerance(atol=2e-4, rtol=2e-4, reason="float32 products of other shapes sum in another order, six layers deep")
-
-
-class Ends(StoppingCriteria):
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = torch.zeros(input_ids.shape[0], dtype=torch.bool)
-        done[1:] = input_ids.shape[1] >= 9 + 2
-        return done
+NEAR = tolerance("oracle", torch.float32)
 
 
 @torch.no_grad()
@@ -37,7 +31,7 @@ def test_rows_that_ended_in_generate_go_on_in_a_plain_call(tiny: Any, padded_bat
     plan = VoidPlan(PhasePlan.dense(LAYERS), PhasePlan(tuple(rows), tuple(mlps)))
     cache = DynamicCache(config=model.config)
     with void_ext.patch(model, mode="skip", plan=plan) as handle:
-        criteria = StoppingCriteriaList([Ends()])
+        criteria = end_others(9 + 2)
         model.generate(
             ids, max_new_tokens=6, do_sample=False, pad_token_id=0, past_key_values=cache, stopping_criteria=criteria
         )

@@ -13,13 +13,11 @@ import void_ext
 from void_ext import reference
 from void_ext.patching.ledger import SkippedSlot
 from void_ext.plan import Action, PhasePlan, VoidPlan
-from void_ext.testing import Tolerance, assert_bits_equal, assert_close
+from void_ext.testing import assert_bits_equal, assert_close, tolerance
 
 LAYERS = 6
 PROMPT, RESPONSE = 7, 5
-NEAR = Tolerance(
-    atol=2e-4, rtol=2e-4, reason="float32 products of other shapes, summed in another order, six layers deep"
-)
+NEAR = tolerance("oracle", torch.float32)
 RUN, PROJECT, SKIP = Action.RUN, Action.PROJECT, Action.SKIP
 
 

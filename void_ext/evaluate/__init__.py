@@ -34,8 +34,9 @@ document its index, its metrics and, of generated answers, the text: ``cell.item
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from void_ext._lazy import names_at_first_use
 
 if TYPE_CHECKING:
     from void_ext.evaluate.cells import Cell, CellStore, Item
@@ -77,15 +78,4 @@ __all__ = [
     "wilson",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_at_first_use(__name__, _MODULE_OF)

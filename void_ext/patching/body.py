@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from void_ext.patching.compiled import CompiledCall, refuse_inside
 from void_ext.patching.recorder import Recorders
+from void_ext.patching.registry import unwrapped
 from void_ext.patching.structure import refuse_sharded
 
 
@@ -21,7 +22,7 @@ class BeginCall:
     def __init__(self, recorders: Recorders, body: nn.Module, fused: nn.Module | None = None):
         self.recorders = recorders
         self.fused = fused  # a layer whose forward is replaced by ours
-        self.own = None if fused is None else type(fused).forward
+        self.forward = None if fused is None else type(fused).forward
         self.names = tuple(inspect.signature(type(body).forward).parameters)[1:]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -47,7 +48,7 @@ class BeginCall:
 
     def open(self, module: nn.Module, arguments: Mapping[str, Any], *how: Any) -> None:
         """Begin a call of the body with these arguments, recorded in the way that ``how`` says (Recorder.begin)."""
-        if self.fused is not None and type(self.fused).forward is not self.own:
+        if self.fused is not None and self.forward is not (now := type(self.fused).forward) and self._is_other(now):
             raise RuntimeError(
                 f"void_ext: {type(self.fused).__name__}.forward was replaced on its class since this model was patched "
                 "(Liger does that), and would not be called; call void_ext.unpatch(model) and patch it again"
@@ -61,6 +62,13 @@ class BeginCall:
             if recorder.store is None or given is None or given.shape[1] > 1:  # once a prompt
                 refuse_sharded(module)
         recorder.begin(arguments, bool(attentions), *how)
+
+    def _is_other(self, forward: Any) -> bool:
+        # One more of transformers' decorators may have come around it: fully_shard's subclass gets a checkpointing one.
+        try:
+            return unwrapped(forward) is not unwrapped(self.forward)
+        except TypeError:
+            return True
 
 
 skip_code(BeginCall.__call__.__code__)  # what it refuses must not be compiled away

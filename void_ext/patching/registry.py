@@ -132,10 +132,10 @@ def digest(function: Any) -> str:
 
     Raises OSError or TypeError where the source cannot be had.
     """
-    return _digest(_unwrapped(function))
+    return _digest(unwrapped(function))
 
 
-def _unwrapped(function: Any) -> Any:
+def unwrapped(function: Any) -> Any:
     """What transformers' own decorators stand around; they leave alone what a forward computes (torch's need not)."""
     while hasattr(function, "__wrapped__"):
         file = getattr(getattr(function, "__code__", None), "co_filename", "")

@@ -6,8 +6,9 @@ unparsable answers and accuracy by the place of the right one. See docs/protocol
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from void_ext._lazy import names_at_first_use
 
 if TYPE_CHECKING:
     from void_ext.evaluate.protocol.datasets import DATASETS, ORDERS, DataSet
@@ -60,15 +61,4 @@ __all__ = [
     "summarize",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_at_first_use(__name__, _MODULE_OF)
