@@ -132,11 +132,11 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=[True, False], ids=["apart", "in-the-adds"])
+@pytest.fixture(params=[True, False], ids=["kept", "in-the-adds"])
 def both_ways_of_taking_norms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows on a CPU have their norms taken apart from the adds, many in each layer's add: models this small need
+    """Few rows on a CPU have their norms taken at the end of a call, many in each layer's add: models this small need
     the threshold moved to see the second way."""
     from void_ext.patching import call
 
     if not request.param:
-        monkeypatch.setattr(call, "_APART_ELEMENTS", 0)
+        monkeypatch.setattr(call, "_KEPT_ELEMENTS", 0)

@@ -52,7 +52,9 @@ PYBIND11_MODULE(_host, m) {
                        "RowNorms(table): L2 norms of a stream's rows, into columns of a float32 table [rows, columns].")
       .def(py::init<py::object>(), py::arg("table"))
       .def("write", &RowNorms::write, py::arg("stream"), py::arg("column"),
-           "Norms of the rows of stream into a column; False, with nothing done, where row_l2norm has to do it.");
+           "Norms of the rows of stream into a column; False, with nothing done, where row_l2norm has to do it.")
+      .def("write_all", &RowNorms::write_all, py::arg("streams"),
+           "Norms of several streams into columns 0, 1, ...; how many were written before one was for row_l2norm.");
   m.def("put_positions", &void_ext::host::put_positions, py::arg("table"), py::arg("start"), py::arg("end"),
         py::arg("value"), "table[:, start:end] = value; False, with nothing done, where torch has to do it.");
   m.def("tensors_visible", &void_ext::host::tensors_visible,

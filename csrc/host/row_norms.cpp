@@ -47,4 +47,13 @@ bool RowNorms::write(py::handle stream, int64_t column) const {
   return true;
 }
 
+int64_t RowNorms::write_all(const py::list& streams) const {
+  int64_t column = 0;
+  for (py::handle stream : streams) {
+    if (!write(stream, column)) break;
+    ++column;
+  }
+  return column;
+}
+
 }  // namespace void_ext::host

@@ -21,6 +21,9 @@ class RowNorms {
   // elements than one thread should have, a column that is not there.
   bool write(pybind11::handle stream, int64_t column) const;
 
+  // The same of several streams, into columns 0, 1, ...; how many were written before one was for the op.
+  int64_t write_all(const pybind11::list& streams) const;
+
  private:
   pybind11::object table_;
   float* norms_;

@@ -138,7 +138,7 @@ class Moving(hooks.ModelHook):  # type: ignore[misc,name-defined]
         ("gpt2", 3, {"updates": True}),
         ("gpt2", 5, {}),
     ],
-    ids=["deferred", "all tables", "skip", "hooks", "hooks, the last layer alone"],
+    ids=["kept", "all tables", "skip", "hooks", "hooks, the last layer alone"],
 )
 @torch.no_grad()
 def test_a_stream_that_changes_devices(

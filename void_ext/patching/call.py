@@ -7,7 +7,7 @@ the one that left, a hook has changed it, and the norm is taken once more, of wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from void_ext.patching.schedule import Schedule
     from void_ext.patching.skipping import Skipper
 
-_APART_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
+_KEPT_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
 
 
@@ -35,6 +35,16 @@ class Tables:
     updates: Tensor | None
     halves: Tensor | None
     writer: RowNorms | None  # into norms
+    batch: int = 0  # that the views below are for
+    views: dict[str, Tensor] = field(default_factory=dict)
+
+    def by_row(self, batch: int, length: int) -> dict[str, Tensor]:
+        """What there is, as ``[batch, length, columns]``."""
+        if self.batch != batch:
+            every = {"norms": self.norms, "updates": self.updates, "halves": self.halves}
+            self.views = {name: table.view(batch, length, -1) for name, table in every.items() if table is not None}
+            self.batch = batch
+        return self.views
 
     @classmethod
     def new(cls, recording: Recording, rows: int, device: torch.device) -> Tables:
@@ -61,11 +71,11 @@ class Call:
     next = 0
     native = False
     plain = False
-    apart = False  # norms are taken of the streams that layers are given; adds leave them alone
+    streams: list[Tensor] | None = None  # that layers were given, where their norms are taken at the end of the call
     norms: Tensor
     updates: Tensor | None = None
     halves: Tensor | None = None
-    write: Callable[[Tensor, int], bool] | None = None  # norms of few rows on a CPU; False: it could not
+    writer: RowNorms | None = None  # into norms, of few rows on a CPU
     exit: ExitSelector | None = None
     normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
     settled: Tensor | None = None  # the stream that it was made of, once it was seen to be untouched
@@ -73,7 +83,9 @@ class Call:
     last: Tensor | None = None  # what the layer before left, and the version of its content
     version = -1
     doubtful = False
+    begun = 0  # layers, where all of each runs: what was launched, without a list of it
     guarded = False  # the cache's ledger was asked, and is to be told
+    holes = False  # whether there is something to tell it: layers that were skipped, now or before
     halted: Tensor | None = None  # [rows] bool, where a policy decides inside of the call
     halting = False
     costs: CostModel | None = None
@@ -98,6 +110,7 @@ class Call:
         self.real = real  # [batch, length] bool, None: all
         self.schedule = schedule  # None: everything runs
         self.counters = counters
+        self.partial: Schedule | None = None  # where something may not run
         self.launched: list[tuple[int, int, int, int]] = []  # layer, what of its attention and MLP, rows of the MLP
         self._tables = tables
         self._devices: list[tuple[int, torch.device]] = []  # (layer, the device from it on)
@@ -108,6 +121,8 @@ class Call:
                 self._halting = skipper.policy
                 self.halting = True
                 self._executed: list[Tensor] = []  # one [rows] bool a layer
+            if schedule is not None and (self.halting or not schedule.whole):
+                self.partial = schedule
 
     def enter(self, index: int, stream: Tensor) -> None:
         """Layer ``index`` is about to run on ``stream``."""
@@ -134,7 +149,7 @@ class Call:
         """Layer ``index`` left ``stream`` as it was."""
         self.normed = None  # by its own norm; the next layer has another
         self.leave(index, stream, doubtful=doubtful)
-        if not self.apart:
+        if self.streams is None:
             self._unwritten.append(index + 1)
         if self.updates is not None:
             self.updates[:, index].zero_()
@@ -185,8 +200,9 @@ class Call:
         """``stream`` is what the layer before left, as the next one sees it: hooks may have changed it on the way."""
         if stream.device != self.norms.device:
             self._move(stream)
-        if self.apart:
-            self.tap(self.norms, self.next, stream)
+        if self.streams is not None:
+            if len(self.streams) == self.next:
+                self.streams.append(stream)
         elif not self.untouched(stream):
             self.normed = None
             self.tap(self.norms, self.next, stream)
@@ -207,7 +223,7 @@ class Call:
 
     def tap(self, table: Tensor, column: int, stream: Tensor) -> None:
         """Write the L2 norm of each row of ``stream`` into a column of ``table``, which may be on another device."""
-        if self.write is not None and table is self.norms and self.write(stream, column):
+        if self.writer is not None and table is self.norms and self.writer.write(stream, column):
             return
         stream = stream.detach()
         if self.native and stream.device == table.device:
@@ -219,30 +235,32 @@ class Call:
 
     def gather(self) -> dict[str, Tensor]:
         """The finished tables as ``[batch, length, columns]``, all on the device of the first layer."""
-        if self.apart and self.last is not None:
-            self.settle(self.last)  # no final norm came by to do it
+        if self.streams is not None:
+            if self.last is not None:
+                self.settle(self.last)  # no final norm came by to do it
+            self._take_kept()
         first = self._devices[0][1]
         tables = self._tables[first]
+        if len(self._devices) > 1:
+            self._put_together(tables)
+        if self._unwritten:
+            self._fill(tables.norms)
+        found = tables.by_row(self.batch, self.length)
+        if self.recording.skips:
+            found = {**found, "executed": self._ran(first)}
+        return found
+
+    def _put_together(self, tables: Tables) -> None:
+        """What other devices' layers wrote into the tables of the first layer's."""
         # Each has the norm of what entered its first layer, and so on up to what entered the next one's.
         ends = [start for start, _ in self._devices[1:]] + [None]
         for (start, device), end in zip(self._devices, ends, strict=True):
-            if device != first:
+            if device != self._devices[0][1]:
                 others = self._tables[device]
                 tables.norms[:, start:end].copy_(others.norms[:, start:end])
                 for target, source in ((tables.updates, others.updates), (tables.halves, others.halves)):
                     if target is not None and source is not None:
                         target[:, start:end].copy_(source[:, start:end])
-        if self._unwritten:
-            self._fill(tables.norms)
-        shape = (self.batch, self.length, -1)
-        found = {"norms": tables.norms.view(shape)}
-        if tables.updates is not None:
-            found["updates"] = tables.updates.view(shape)
-        if tables.halves is not None:
-            found["halves"] = tables.halves.view(shape)
-        if self.recording.skips:
-            found["executed"] = self._ran(first)
-        return found
 
     def _fill(self, norms: Tensor) -> None:
         """The norm after a layer that was skipped is the one before it: one copy for each run of such layers."""
@@ -275,21 +293,32 @@ class Call:
         self._use(stream.device, stream.dtype)
         if self._halting is not None:
             self.halted = torch.zeros(self.batch * self.length, dtype=torch.bool, device=stream.device)
-        self.apart = self._takes_apart(stream)
-        self.tap(self.norms, 0, stream)
+        if self._keeps(stream):
+            self.streams = [stream]
+        else:
+            self.tap(self.norms, 0, stream)
         if self.recording.mode == "exit":
             self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
-    def _takes_apart(self, stream: Tensor) -> bool:
-        # Of few rows on a CPU, a plain add and a look at what it gave cost less than one custom op in its place
-        # (docs/benchmarks.md). Where the rows are many, the fused add spares a pass.
+    def _keeps(self, stream: Tensor) -> bool:
+        # Of few rows on a CPU, norms cost less than getting at them: between two layers all weights of one have gone
+        # through the caches, and what is called once a layer is read from memory each time (docs/method.md).
+        # Where the rows are many, the fused add spares a pass.
         return (
-            self.write is not None
+            self.writer is not None
             and self.recording.adds_alone
             and self.native
             and self.halted is None
-            and stream.numel() <= _APART_ELEMENTS
+            and stream.numel() <= _KEPT_ELEMENTS
         )
+
+    def _take_kept(self) -> None:
+        """Take the norms of all streams kept so far."""
+        streams, self.streams = self.streams, None
+        assert streams is not None
+        assert self.writer is not None
+        for column in range(self.writer.write_all(streams), len(streams)):
+            self.tap(self.norms, column, streams[column])
 
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         self._devices.append((self.next, device))
@@ -298,7 +327,7 @@ class Call:
         if tables is None or tables.norms.shape[0] != rows:
             tables = self._tables[device] = Tables.new(self.recording, rows, device)
         self.norms, self.updates, self.halves = tables.norms, tables.updates, tables.halves
-        self.write = None if tables.writer is None else tables.writer.write
+        self.writer = tables.writer
         self._judge_kernels(device, dtype)
 
     def _judge_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -314,7 +343,8 @@ class Call:
                 f"void_ext: {what} needs all layers on one device; {part} runs on {stream.device} and "
                 f"the layers before it on {self.norms.device}. Use mode='trace', or load the model on one device"
             )
-        self.apart = False
+        if self.streams is not None:
+            self._take_kept()
         self._use(stream.device, stream.dtype)
         self.last = None  # its norm is taken once more, into this device's table
 

@@ -40,7 +40,7 @@ class CompiledCall(Call):
     def __init__(self, *arguments: Any, device: torch.device, dtype: torch.dtype):
         super().__init__(*arguments)
         self._use(device, dtype)
-        self.write = None  # no part of a graph
+        self.writer = None  # no part of a graph
         for table in (self.norms, self.updates, self.halves):
             if table is not None:  # CUDA graphs write to it where it is
                 torch._dynamo.mark_static_address(table)

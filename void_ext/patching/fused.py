@@ -55,15 +55,22 @@ class FusedForward(Halves):
         if call is None:
             return self.__wrapped__(hidden_states, *args, **kwargs)
         index, form = self.index, self.form
-        schedule = call.schedule
-        if schedule is not None:
-            if schedule.attention[index] != ALL or schedule.mlp[index] != ALL or call.halting:
-                return self._under_plan(call, schedule, hidden_states, args, kwargs)
+        schedule = call.partial
+        if schedule is None:
+            call.begun = index + 1
+        elif schedule.attention[index] != ALL or schedule.mlp[index] != ALL or call.halting:
+            return self._under_plan(call, schedule, hidden_states, args, kwargs)
+        else:
             call.launched.append(self.whole)
         modules: dict[str, Any] = self.layer._modules  # looked up at each call: others may replace parts
-        usual = self.quick and not args and self.needed <= kwargs.keys()
-        if call.apart and usual and index == call.next and call.write(hidden_states, index):  # type: ignore[misc]
-            # What follows, with nothing else to do: a decode step on a CPU feels every line of Python.
+        if index == 0:
+            call.enter(0, hidden_states)
+        streams = call.streams
+        usual = self.quick and not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
+        if streams is not None and usual and index == call.next and len(streams) == (index or 1):
+            # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
+            if index:
+                streams.append(hidden_states)
             normed = modules[form.input_norm](hidden_states)  # type: ignore[index]
             update = modules[form.attention](hidden_states=normed, **kwargs)[0]
             middle = hidden_states + update
@@ -72,7 +79,8 @@ class FusedForward(Halves):
             call.next = index + 1
             return call.last
         kwargs = self.complete(args, kwargs)
-        call.enter(index, hidden_states)
+        if index:
+            call.enter(index, hidden_states)
 
         normed, call.normed = call.normed, None
         update = self.attend(hidden_states, normed, kwargs)
@@ -120,8 +128,8 @@ class FusedForward(Halves):
 
 
 def add_and_norm(call: Call, residual: Tensor, update: Tensor, table: Tensor, column: int) -> Tensor:
-    """The sum, and its norm in a column of ``table`` where that is not taken apart."""
-    if call.apart:
+    """The sum, and its norm in a column of ``table`` where that is not left for the end of the call."""
+    if call.streams is not None:
         return residual + update
     if call.plain or not same_kind(residual, update):
         stream = residual + update

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from void_ext.patching import ledger
 from void_ext.patching.call import Call, Tables
@@ -163,8 +164,10 @@ class Recorder:
         if kind.compiled and self.skipper is not None and schedule is not None:
             self.skipper.check_compiled(schedule)
         counters = None
-        guarded = schedule is not None or ledger.guard_of(cache) is not None
-        if guarded:
+        guard = ledger.guard_of(cache)
+        # Where nothing is skipped it is asked for each new cache alone, whether it is of a kind that could be.
+        new = self._new_trace or self._foreign
+        if guard is not None or (schedule is not None and (new or not schedule.whole)):
             ledger.admit(cache, range(self.recording.layers) if schedule is None else schedule.needed)
         if schedule is not None and self.skipper is not None:
             counters = self.skipper.count(schedule.phase)
@@ -172,7 +175,8 @@ class Recorder:
         self.call = kind(
             batch, length, self.recording, self._tables, real, self.skipper, schedule, counters, **settings
         )
-        self.call.guarded = guarded
+        self.call.guarded = schedule is not None or guard is not None
+        self.call.holes = guard is not None or (schedule is not None and not schedule.whole)
 
     def abandon(self) -> None:
         """The forward failed: nothing of it is kept, in the cache neither where layers are skipped."""
@@ -213,7 +217,7 @@ class Recorder:
         start = self._start
         if cache is None:
             cache = _cache_of(output)
-        if call.guarded:
+        if call.holes:
             ledger.close(cache, () if call.schedule is None else call.schedule.skipped, start, call.length)
         if call.schedule is not None and call.counters is not None and self.skipper is not None:
             self.skipper.tally(call)
@@ -254,7 +258,7 @@ class Recorder:
             return
         if self._cache is None or self._cache() is not cache:
             self._cache = weakref.ref(cache)
-        if getattr(cache, "is_compileable", False):
+        if _counts_on_the_device(cache):
             self.shared.lengths[cache] = (start + call.length, _content_version(cache))
         self._rows = _address(cache) if call.batch > 1 else None
 
@@ -325,7 +329,7 @@ class Recorder:
             return 0
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        known = self.shared.lengths.get(cache) if getattr(cache, "is_compileable", False) else None
+        known = self.shared.lengths.get(cache) if _counts_on_the_device(cache) else None
         if known is not None:
             # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
             length, version = known
@@ -360,6 +364,11 @@ def _real_columns(mask: Any, start: int, length: int) -> Tensor | None:
         own = mask[:, 0].diagonal(offset=start, dim1=-2, dim2=-1)[:, :length]
         return own if own.dtype == torch.bool else own == 0
     return None
+
+
+def _counts_on_the_device(cache: Any) -> bool:
+    # The property asks layer after layer; of the cache that most calls have the answer is known.
+    return type(cache) is not DynamicCache and bool(getattr(cache, "is_compileable", False))
 
 
 def _on_the_host(cache: Any) -> bool:

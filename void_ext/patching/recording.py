@@ -21,5 +21,5 @@ class Recording:
     updates: bool
     halves: bool
     skips: bool
-    adds_alone: bool  # nothing but the norms of layers' streams is wanted of adds: they can be taken apart from them
+    adds_alone: bool  # nothing but norms of streams is wanted of adds: they can wait, for nobody writes to the streams
     native_devices: tuple[str, ...]  # device types this build has kernels for

@@ -27,6 +27,7 @@ class Schedule:
         phase: of the call's last position, for the counters.
         skipped: layers whose K and V are not made: what leaves holes in a cache.
         needed: the others.
+        whole: every half runs for all rows.
     """
 
     attention: list[int]
@@ -36,12 +37,14 @@ class Schedule:
     phase: int = 0
     skipped: tuple[int, ...] = field(init=False)
     needed: tuple[int, ...] = field(init=False)
+    whole: bool = field(init=False)
     _executed: Tensor | None = field(default=None, repr=False)
     _masks: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.skipped = tuple(layer for layer, code in enumerate(self.attention) if code == NONE)
         self.needed = tuple(layer for layer, code in enumerate(self.attention) if code != NONE)
+        self.whole = self.attention_rows is None and {*self.attention, *self.mlp} == {ALL}
 
     @property
     def rows(self) -> int | None:

@@ -97,7 +97,7 @@ class SkipForward(FusedForward):
                 count=schedule.counts(index, call.batch, call.length)[1],
                 costs=call.costs,
             )
-            if result is not middle and not call.apart:
+            if result is not middle and call.streams is None:
                 call.tap(call.norms, index + 1, result)
         else:
             result = middle
@@ -115,8 +115,8 @@ def _close(call: Call, residual: Tensor, update: Tensor, on: Tensor | None, plac
     """``residual + update`` in the rows that are on (None: all), and its norm in ``place`` where one is wanted."""
     if on is None:
         return residual + update if place is None else add_and_norm(call, residual, update, *place)
-    if place is not None and call.apart and place[0] is call.norms:
-        place = None  # taken of what the next layer is given
+    if place is not None and call.streams is not None and place[0] is call.norms:
+        place = None  # taken at the end of the call
     if call.plain or not same_kind(residual, update):
         mask = on.view(*residual.shape[:-1], 1)
         stream = torch.where(mask, residual + update, residual)

@@ -86,7 +86,7 @@ class Skipper:
         self._responding = False
         self._ended = _Arriving()
         # The last call's schedule, shape and launches, and what they sum to.
-        self._tallied: tuple[Schedule, int, int, list[tuple[int, int, int, int]], PhaseCounters] | None = None
+        self._tallied: tuple[Schedule, Any, PhaseCounters] | None = None
         self._live: tuple[list[bool], Schedule] | None = None  # the rows that ended, the schedule of the others
         self._adopt(self.plan)
 
@@ -144,18 +144,17 @@ class Skipper:
         if counters is None or schedule is None:
             return
         # One decode step launches what the one before did, and is as long as a few additions should be.
-        kept = self._tallied
-        if kept is None or kept[0] is not schedule or kept[1:4] != (call.batch, call.length, call.launched):
-            kept = (schedule, call.batch, call.length, call.launched, self._sum(call, schedule))
-            self._tallied = kept
+        kept, launches = self._tallied, (call.batch, call.length, call.begun, call.launched)
+        if kept is None or kept[0] is not schedule or kept[1] != launches:
+            kept = self._tallied = (schedule, launches, self._sum(call, schedule))
         with _COUNTING:
-            counters.add(kept[4])
-        call.launched = []
+            counters.add(kept[2])
+        call.launched, call.begun = [], 0
 
     def _sum(self, call: Call, schedule: Schedule) -> PhaseCounters:
         counters = PhaseCounters()
         rows = call.batch * call.length
-        for index, attention, mlp, mlp_rows in call.launched:
+        for index, attention, mlp, mlp_rows in call.launched or [(layer, ALL, ALL, 0) for layer in range(call.begun)]:
             sizes = self.weight_bytes[index]
             if attention == ALL and mlp == ALL:
                 counters.attention_run += 1
