@@ -33,20 +33,28 @@ class SkipForward(FusedForward):
     def __init__(self, layer: nn.Module, index: int, form: LayerForm, recorders: Recorders, **norms: nn.Module | None):
         super().__init__(layer, index, form, recorders, **norms)
         self.keys, _ = key_form(getattr(layer, form.attention))
+        self.nothing = (index, NONE, NONE, 0)
 
     def _under_plan(
         self, call: Call, schedule: Schedule, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         index, entered = self.index, stream
         attention, mlp = schedule.attention[index], schedule.mlp[index]
-        call.enter(index, entered)
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
+        streams = call.streams
+        if attention == mlp == NONE and streams is not None and index == call.next == len(streams) and not watched:
+            # What follows, with nothing to do at all.
+            streams.append(stream)
+            call.launched.append(self.nothing)
+            call.last, call.next = stream, index + 1
+            return stream
+        call.enter(index, entered)
         kwargs = self.complete(args, kwargs)
         if attention == PROJECT and cache_in(kwargs) is None:
             attention = NONE  # nobody to keep K and V for
         if attention == NONE and mlp == NONE:
-            call.launched.append((index, NONE, NONE, 0))
+            call.launched.append(self.nothing)
             # Whoever writes to it in place must not write to the stream that entered.
             stream = entered.clone() if watched else entered
             call.skip(index, stream, doubtful=watched)
