@@ -302,7 +302,7 @@ class Call:
 
     def _keeps(self, stream: Tensor) -> bool:
         # Of few rows on a CPU, norms cost less than getting at them: between two layers all weights of one have gone
-        # through the caches, and what is called once a layer is read from memory each time (docs/method.md).
+        # through the caches, and what is called once a layer is read from memory each time (docs/design.md).
         # Where the rows are many, the fused add spares a pass.
         return (
             self.writer is not None
