@@ -104,3 +104,20 @@ def test_the_table_lives_as_long_as_its_writer() -> None:
     writer = RowNorms(torch.zeros(1, 1))
     torch.randn(64)
     assert writer.write(torch.ones(1, 4), 0)
+
+
+def test_several_streams_at_once() -> None:
+    streams = [torch.randn(2, 1, 16) for _ in range(5)]
+    found, expected = torch.full((2, 6), -7.0), torch.full((2, 6), -7.0)
+    for column, stream in enumerate(streams):
+        ops.row_l2norm(stream, expected, column)
+    assert RowNorms(found).write_all(streams) == 5
+    assert_bits_equal(found, expected)
+
+    found.fill_(-7.0)
+    streams[2] = streams[2].double()  # for the op: what comes before it is written, nothing after it
+    expected[:, 2:] = -7.0
+    assert RowNorms(found).write_all(streams) == 2
+    assert_bits_equal(found, expected)
+    assert RowNorms(torch.zeros(2, 3)).write_all([torch.ones(2, 4)] * 4) == 3  # no more than there are columns
+    assert RowNorms(found).write_all([]) == 0
