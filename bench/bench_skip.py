@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", choices=["limits", "gain", "curve"], help="cells with a limit, what to gain, the others"
     )
     parser.add_argument("--work", choices=["decode", "prefill"], help="cells of one kind of work alone")
+    parser.add_argument("--variant", help='cells of one variant alone, such as "0 of 30 skipped"')
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     names = options.models or MODELS[options.device]
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         cells = [cell for cell in plan_cells(name, options) if not ledger.has(**cell)]
         cells = [cell for cell in cells if options.work is None or options.work in cell["work"]]
+        cells = [cell for cell in cells if options.variant in (None, cell["variant"])]
         if cells and time.monotonic() < end:
             bench = Bench(name, options)
             while cells and time.monotonic() < end:
