@@ -18,7 +18,7 @@ PRE_NORM = ("llama", "mistral", "qwen2")
 FUSED = (*PRE_NORM, "qwen3", "mixtral", "phi3", "olmo2")
 if int(transformers.__version__.split(".")[0]) >= 5:
     FUSED = (*FUSED, "gemma2")  # its layers return a tuple in 4.57
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 @pytest.mark.parametrize(

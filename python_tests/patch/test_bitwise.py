@@ -11,7 +11,7 @@ import void_ext
 from void_ext.testing.compare import assert_bits_equal
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

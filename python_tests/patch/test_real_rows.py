@@ -11,7 +11,7 @@ import void_ext
 from python_tests.generation import Forced, stop_at
 
 EOS = 2
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 def test_rows_end_before_their_eos(tiny: Any, padded_batch: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import void_ext
 
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 @torch.no_grad()

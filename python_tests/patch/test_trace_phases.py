@@ -12,7 +12,7 @@ import void_ext
 from python_tests.patch.norms import close, norms_of
 from void_ext.store import TraceStore
 
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 @torch.no_grad()

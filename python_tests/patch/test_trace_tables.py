@@ -10,7 +10,7 @@ import torch
 import void_ext
 from python_tests.patch.norms import close
 
-pytestmark = pytest.mark.usefixtures("both_ways_of_taking_norms")
+pytestmark = pytest.mark.usefixtures("ways_of_taking_norms")
 
 
 def first(output: Any) -> torch.Tensor:

@@ -90,7 +90,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(3, 96, (3, PROMPT + RESPONSE), generator=generator), torch.ones(3, PROMPT + RESPONSE).long()
 
 
-@pytest.mark.usefixtures("both_ways_of_taking_norms")
+@pytest.mark.usefixtures("ways_of_taking_norms")
 @pytest.mark.parametrize("by_row", [False, True], ids=["uniform", "by-row"])
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("cache", ["dynamic", "lazy", "static"])

@@ -12,7 +12,7 @@ from void_ext import VoidPlan
 from void_ext.testing.compare import assert_bits_equal
 
 
-@pytest.mark.usefixtures("both_ways_of_taking_norms")
+@pytest.mark.usefixtures("ways_of_taking_norms")
 @pytest.mark.parametrize("fuse", ["add", "norm"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @torch.no_grad()
@@ -32,7 +32,7 @@ def test_of_one_call(family: str, fuse: str, tiny: Any, padded_batch: Any) -> No
             torch.testing.assert_close(handle.trace.prompt.norms[..., index], wanted, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("both_ways_of_taking_norms")
+@pytest.mark.usefixtures("ways_of_taking_norms")
 @pytest.mark.parametrize("skips", [False, True])
 def test_of_generate(skips: bool, tiny: Any, greedy: Any, some_plan: Any) -> None:
     model = tiny("llama")
