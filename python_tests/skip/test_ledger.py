@@ -233,3 +233,17 @@ def test_a_cache_is_freed_without_the_garbage_collector(tiny: Any, ids: torch.Te
             assert alive() is None
         finally:
             gc.enable()
+
+
+@torch.no_grad()
+def test_a_cache_that_could_not_have_holes_is_refused_before_the_prompt(tiny: Any, ids: torch.Tensor) -> None:
+    """The prompt runs dense and would leave none: but what comes after it is not for that cache."""
+    model = tiny("llama")
+    cache = DynamicCache(config=model.config)
+    cache.offloading = True
+    with (
+        void_ext.patch(model, mode="skip", policy=void_ext.PromptPlan()),
+        pytest.raises(TypeError, match="an offloaded cache cannot be used with mode='skip'"),
+    ):
+        model(ids, past_key_values=cache)
+    assert cache.get_seq_length() == 0

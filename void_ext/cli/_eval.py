@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from void_ext.evaluate.processes import Processes
     from void_ext.evaluate.protocol.runs import Protocol
-    from void_ext.evaluate.runner import Settings, TaskRun
+    from void_ext.evaluate.settings import Settings, TaskRun
     from void_ext.plan import VoidPlan
 
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _eval_parser.check_eval(arguments)
     arguments.model = resolve_model(arguments.model)
-    from void_ext.evaluate.runner import require_harness
+    from void_ext.evaluate.settings import require_harness
 
     require_harness()
     with _processes(arguments, terminal) as processes:
@@ -121,7 +121,7 @@ def _read_plans(arguments: argparse.Namespace) -> dict[str, VoidPlan]:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from void_ext.evaluate.runner import Settings
+    from void_ext.evaluate.settings import Settings
 
     return Settings(
         batch_size=arguments.batch_size,

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from void_ext.evaluate.modes import ModeSpec
     from void_ext.evaluate.processes import PeerError
     from void_ext.evaluate.report import Report
-    from void_ext.evaluate.runner import Settings, TaskRun, run
+    from void_ext.evaluate.runner import run
+    from void_ext.evaluate.settings import Settings, TaskRun
     from void_ext.evaluate.statistics import mcnemar, wilson
     from void_ext.evaluate.tasks import load_tasks
 
@@ -55,8 +56,8 @@ _MODULE_OF = {
     "ModeSpec": "modes",
     "PeerError": "processes",
     "Report": "report",
-    "Settings": "runner",
-    "TaskRun": "runner",
+    "Settings": "settings",
+    "TaskRun": "settings",
     "load_tasks": "tasks",
     "mcnemar": "statistics",
     "run": "runner",

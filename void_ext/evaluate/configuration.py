@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from void_ext.evaluate.modes import ModeSpec
     from void_ext.evaluate.report import TaskInfo
-    from void_ext.evaluate.runner import Settings
+    from void_ext.evaluate.settings import Settings
 
 #: How objects without a text of their own print; where in memory one is says nothing about it.
 _ADDRESS = re.compile(r"(<[^<>]*) at 0x[0-9a-fA-F]+(?=>)")

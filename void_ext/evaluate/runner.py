@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from void_ext import _options
 from void_ext.counters import Counters
 from void_ext.evaluate.cells import Cell, CellStore, Item, differences, plain, restored
 from void_ext.evaluate.configuration import configuration_of, environment_of, requests_digest
 from void_ext.evaluate.modes import ModeSpec, check_modes
 from void_ext.evaluate.processes import Processes, joined
 from void_ext.evaluate.report import Report, TaskInfo
+from void_ext.evaluate.settings import Settings, TaskRun, check_tasks, require_harness
 from void_ext.evaluate.statistics import Metric
 from void_ext.evaluate.tally import PhaseUsage, pool
 from void_ext.models._common import Progress, silent
@@ -27,66 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from void_ext.evaluate.harness import WatchedLM
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """A task with what one entry of the run needs.
-
-    Attributes:
-        task: an ``lm_eval.api.task.Task``.
-        generation: updates the task's ``generation_kwargs``.
-        seeds: replaces the settings' seeds.
-        group: entries with the same one have their documents pooled in one more row of the report.
-    """
-
-    task: Any
-    generation: Mapping[str, Any] | None = None
-    seeds: tuple[int, ...] | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all tasks and modes share.
-
-    Attributes:
-        batch_size: rows per call, or ``"auto"``: the largest that fits on a GPU, 8 on a CPU.
-        limit: at most so many documents a task; below 1 a share of them.
-        seeds: one run of each task and mode per seed: of few-shot examples, sampling, and torch, numpy and random.
-        alpha: at which usage is told, beside the modes' own.
-        fuse: as in ``void_ext.patch``.
-        num_fewshot: examples in the prompt; None: what the task says. A task that says 0 keeps 0.
-        apply_chat_template: put prompts into the tokenizer's chat template.
-        system_instruction: a system message.
-        confidence: of all intervals.
-        unsafe_code: run tasks that run code which the model writes.
-    """
-
-    batch_size: int | str = "auto"
-    limit: float | None = None
-    seeds: tuple[int, ...] = (0,)
-    alpha: float = 0.8
-    fuse: str = "add"
-    num_fewshot: int | None = None
-    apply_chat_template: bool = False
-    system_instruction: str | None = None
-    confidence: float = 0.95
-    unsafe_code: bool = False
-
-    def __post_init__(self) -> None:
-        size = self.batch_size
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
-        if self.limit is not None and not (0 < self.limit < 1 or _is_count(self.limit)):
-            raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
-        _check_seeds("seeds", self.seeds)
-        _options.check_alpha(self.alpha)
-        _options.check_choice("fuse", self.fuse, _options.FUSES)
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"num_fewshot: expected a number >= 0, got {self.num_fewshot}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence: expected a share between 0 and 1, got {self.confidence}")
 
 
 def run(
@@ -149,7 +88,7 @@ def run_with(
     require_harness()
     settings = Settings() if settings is None else settings
     modes = check_modes(modes)
-    entries = _check_tasks(tasks)
+    entries = check_tasks(tasks)
     if (module := sharded(model)) is not None:
         raise UnsupportedModelError(
             f"model: cannot be evaluated with weights sharded by FSDP ({type(module).__name__}); give every process "
@@ -201,47 +140,7 @@ def run_with(
     )
 
 
-def require_harness() -> None:
-    """ModuleNotFoundError, with what to do, where lm-eval is not installed."""
-    try:
-        import lm_eval
-        import lm_eval.models.huggingface  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'evaluation needs the package lm-eval (here {error.name} is missing): pip install "void-ext[eval]"',
-            name=error.name,
-        ) from None
-
-
 # ---- before anything runs ----
-
-
-def _check_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskRun]:
-    from lm_eval.api.task import Task
-
-    if not tasks:
-        raise ValueError("tasks: expected at least one, got none")
-    found = {}
-    for name, given in tasks.items():
-        entry = given if isinstance(given, TaskRun) else TaskRun(given)
-        if not isinstance(entry.task, Task):
-            raise TypeError(f"tasks: expected lm_eval tasks or TaskRun, got {type(entry.task).__name__} for {name!r}")
-        if entry.seeds is not None:
-            _check_seeds(f"seeds of {name!r}", entry.seeds)
-        found[name] = entry
-    groups = {entry.group for entry in found.values()} - {None}
-    if both := groups & set(found):
-        raise ValueError(f"tasks: a group is called as a task is: {', '.join(sorted(map(str, both)))}")
-    return found
-
-
-def _is_count(value: float) -> bool:
-    return 1 <= value < math.inf and value == int(value)
-
-
-def _check_seeds(what: str, seeds: Sequence[int]) -> None:
-    if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**32 for seed in seeds):
-        raise ValueError(f"{what}: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")
 
 
 def _try_modes(model: PreTrainedModel, modes: Sequence[ModeSpec], settings: Settings) -> None:

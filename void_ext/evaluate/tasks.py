@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from void_ext.evaluate.runner import TaskRun, require_harness
+from void_ext.evaluate.settings import TaskRun, require_harness
 from void_ext.evaluate.task_files import (
     TEMPLATE,
     TaskFile,

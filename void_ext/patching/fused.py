@@ -67,7 +67,7 @@ class FusedForward(Halves):
             call.enter(0, hidden_states)
         streams = call.streams
         usual = self.quick and not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
-        if streams is not None and usual and index == call.next and len(streams) == (index or 1):
+        if streams is not None and usual and index == call.next:
             # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
             if index:
                 streams.append(hidden_states)

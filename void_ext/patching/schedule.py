@@ -44,7 +44,7 @@ class Schedule:
     def __post_init__(self) -> None:
         self.skipped = tuple(layer for layer, code in enumerate(self.attention) if code == NONE)
         self.needed = tuple(layer for layer, code in enumerate(self.attention) if code != NONE)
-        self.whole = self.attention_rows is None and {*self.attention, *self.mlp} == {ALL}
+        self.whole = {*self.attention, *self.mlp} == {ALL}
 
     @property
     def rows(self) -> int | None:

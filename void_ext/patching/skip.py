@@ -43,7 +43,7 @@ class SkipForward(FusedForward):
         following = self.following
         watched = bool(self.layer._forward_hooks or (following is not None and following._forward_pre_hooks))
         streams = call.streams
-        if attention == mlp == NONE and streams is not None and index == call.next == len(streams) and not watched:
+        if attention == mlp == NONE and streams is not None and index == call.next and not watched:
             # What follows, with nothing to do at all.
             streams.append(stream)
             call.launched.append(self.nothing)

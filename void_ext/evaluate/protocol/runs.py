@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from void_ext.evaluate.protocol.tasks import ItemTask
-    from void_ext.evaluate.runner import TaskRun
+    from void_ext.evaluate.settings import TaskRun
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ def long_prompts(protocol: Protocol, tokenizer: PreTrainedTokenizerBase, positio
 
 def _paper_runs(dataset: str, task: ItemTask, seeds: Sequence[int]) -> dict[str, TaskRun]:
     from void_ext.evaluate.protocol.tasks import GREEDY, SAMPLED
-    from void_ext.evaluate.runner import TaskRun
+    from void_ext.evaluate.settings import TaskRun
 
     sampled = {f"{dataset}_sampled": TaskRun(task, generation=SAMPLED, seeds=tuple(seeds))} if seeds else {}
     return {f"{dataset}_greedy": TaskRun(task, generation=GREEDY, seeds=(0,)), **sampled}
 
 
 def _likelihood_run(dataset: str, task: ItemTask) -> dict[str, TaskRun]:
-    from void_ext.evaluate.runner import TaskRun
+    from void_ext.evaluate.settings import TaskRun
 
     return {str(task.config.task): TaskRun(task, seeds=(0,))}
