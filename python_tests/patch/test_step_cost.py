@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 
 import void_ext
@@ -78,8 +79,10 @@ def test_one_python_call_a_layer(mode: str, most: int, tiny: Any) -> None:
         model = tiny("llama", layers=layers)
         with void_ext.patch(model, **options(mode, model)):
             found.append(python_calls(decode_step(model)))
-    assert found[1] - found[0] == 3
-    assert found[0] <= most + 6
+    # transformers 4.57 leaves out arguments of a layer, which are filled in.
+    each = 2 if transformers.__version__.startswith("4.") else 1
+    assert found[1] - found[0] == 3 * each
+    assert found[0] <= most + 6 * each
 
 
 @pytest.mark.parametrize("mode", ["trace", "skip"])

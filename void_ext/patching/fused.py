@@ -42,7 +42,7 @@ class FusedForward(Halves):
         self.post_norm = NormAfterAdd.of(post_norm)
         self.next_norm = NormAfterAdd.of(next_norm)
         self.following = following
-        self.quick = form.pre_norm
+        self.quick = form.pre_norm and form.passes_rest
         self.whole = (index, ALL, ALL, -1)
 
     @property
@@ -66,11 +66,13 @@ class FusedForward(Halves):
         if index == 0:
             call.enter(0, hidden_states)
         streams = call.streams
-        usual = self.quick and not args and hidden_states.is_cpu and self.needed <= kwargs.keys()
+        usual = self.quick and not args and hidden_states.is_cpu
         if streams is not None and usual and index == call.next:
             # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
             if index:
                 streams.append(hidden_states)
+            if not self.needed <= kwargs.keys():
+                kwargs = self.complete(args, kwargs)
             normed = modules[form.input_norm](hidden_states)  # type: ignore[index]
             update = modules[form.attention](hidden_states=normed, **kwargs)[0]
             middle = hidden_states + update
