@@ -54,8 +54,17 @@ def flashinfer() -> Fused:
     return lambda residual, update, weight: function(update, residual, weight, EPS)
 
 
+def flashinfer_cute() -> Fused:
+    function: Any = import_module("rivals_aot").flashinfer_cute_fused_add_rmsnorm
+    return lambda residual, update, weight: function(update, residual, weight, EPS)
+
+
 def quack() -> Fused:
-    function: Any = import_module("quack.rmsnorm").rmsnorm_fwd
+    try:
+        function: Any = import_module("quack.rmsnorm").rmsnorm_fwd
+    except ModuleNotFoundError:
+        compiled_ahead: Any = import_module("rivals_aot").quack_rmsnorm_fwd
+        return lambda residual, update, weight: compiled_ahead(update, weight, residual, EPS)
     return lambda residual, update, weight: function(update, weight, residual=residual, eps=EPS)
 
 
@@ -65,5 +74,6 @@ ADD_RMS_NORM: dict[str, tuple[Callable[[], Fused], bool]] = {
     "compiled, no norm": (compiled, True),
     "Liger": (liger, False),
     "FlashInfer": (flashinfer, False),
+    "FlashInfer, CuTe": (flashinfer_cute, False),
     "quack": (quack, False),
 }

@@ -1,8 +1,8 @@
 """Traced against unpatched models of 7 and 8 billion random weights (bfloat16) on a GPU.
 
-Decode steps after a prompt of 128 tokens (eager, and one captured step replayed with a static cache) and prefill of 512
-tokens a row, at batch 1, 8 and 64. The weights are random, for time alone: no layer is skipped, so what they say does
-not matter. Cells run in the order of their worth, each for
+Decode steps after a prompt of 128 tokens (eager, and one captured step replayed with a static cache) at batch 1, 8 and
+64, and prefill of 512 tokens a row at batch 1 and 8. The weights are random, for time alone: no layer is skipped, so
+what they say does not matter. Cells run in the order of their worth, each until it has its pairs or for
 `--cell-seconds`, until `--limit`; a second call measures the cells that are missing.
 
     python -m bench.bench_e2e [--limit 480] [--out FILE]     (--models tiny --device cpu: a look at whether all runs)
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from bench.environment import RESULTS
 from bench.pairs import Ledger, earlier
 from bench.report import load, tables
 
-STEPS = 8
+STEPS = 2  # a run; 10 ms and more, so that the wait at its end is nothing beside it
 PROMPT = 128
 PREFILL = 512
-WORKS = ("graphed decode", "decode", "prefill")
+WORKS = {"graphed decode": (1, 8, 64), "decode": (1, 8, 64), "prefill": (1, 8)}
 GRAPHED_LIMIT = 1.01  # of the unpatched model's time, where Python has no part in it
 # model_type and the published configurations' sizes; "tiny" only for a look.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--models", nargs="+", choices=list(CONFIGS), default=[name for name in CONFIGS if name != "tiny"]
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--pairs", type=int, default=50)
-    parser.add_argument("--cell-seconds", type=float, default=8.0, help="a cell stops here, with the pairs it has")
+    parser.add_argument("--cell-seconds", type=float, default=6.0, help="a cell stops here, with the pairs it has")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds after which no new cell is begun")
+    parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--out", type=Path, default=RESULTS / "e2e-gpu.json")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.limit
@@ -79,11 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     ledger = Ledger(options.out, "e2e", options.device, earlier(options.out, options.device))
     complete = True
     for name in options.models:
-        cells = [
-            {"model": name, "dtype": "bfloat16", "work": f"{work}, batch {batch}", "variant": variant}
-            for variant, work, batch in itertools.product(models.VARIANTS, WORKS, options.batches)
-            if variant != "plain hooks" or work != "graphed decode"  # they keep what the graph's pool takes back
-        ]
+        cells = list(_cells(name, options.works))
         cells = [cell for cell in cells if not ledger.has(**cell)]
         if cells and time.monotonic() < end:
             cells = _measure(ledger, name, cells, options, end)
@@ -98,6 +95,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if complete else 3
 
 
+def _cells(name: str, works: list[str]) -> Iterator[dict[str, Any]]:
+    def cell(work: str, batch: int, variant: str) -> dict[str, Any]:
+        return {"model": name, "dtype": "bfloat16", "work": f"{work}, batch {batch}", "variant": variant}
+
+    for work in works:
+        for batch, variant in itertools.product(WORKS[work], ("fuse=norm", "fuse=add")):
+            yield cell(work, batch, variant)
+    for work in works:
+        if work != "graphed decode":  # plain hooks keep what the graph's pool takes back
+            yield cell(work, 1, "plain hooks")
+
+
 def _measure(
     ledger: Ledger, name: str, cells: list[dict[str, Any]], options: argparse.Namespace, end: float
 ) -> list[dict[str, Any]]:
@@ -110,7 +119,7 @@ def _measure(
         cell = cells.pop(0)
         variant = cell["variant"]
         if variant not in traced:
-            traced = {variant: models.variant(model, variant)}
+            traced[variant] = models.variant(model, variant)
         work, batch = cell["work"].split(", batch ")
         length = PREFILL if work == "prefill" else PROMPT
         ids = torch.randint(0, model.config.vocab_size, (int(batch), length), device=options.device)
@@ -127,7 +136,11 @@ def _measure(
         except Exception as error:  # no memory for this batch, or a step that cannot be captured: a result too
             ledger.miss(cell, error)
             continue
-        ledger.measure(*sides, cell, limit=limit, **how)
+        extra = None
+        if cell["work"] == "decode, batch 1":
+            counts = [models.launches(side) for side in sides]
+            extra = {"launches": [None if count is None else count / STEPS for count in counts]}
+        ledger.measure(*sides, cell, limit=limit, extra=extra, **how)
     return cells
 
 

@@ -1,8 +1,9 @@
 """Every op against what a user would write without it, on cold caches (pytest-benchmark, one row a case).
 
 A *round* calls a variant once on each of several buffer sets that nothing has touched since the caches were flushed, so
-each call reads and writes memory. The op's round is what pytest-benchmark times; before it, the alternatives take their
-rounds, so that all variants meet the same machine in turns. On CUDA a round is one graph replay (launches, no Python).
+each call reads and writes memory. All variants take their rounds in turns, so that they meet the same machine. On CUDA
+a round is one graph replay (launches, no Python), timed by two events on the device while the host is ahead of it;
+pytest-benchmark's own columns are the host's time and hold a launch and a wait beside it: read `extra_info`.
 `copy` moves as many bytes as the op has to: half of them read, half written; the best of two ways to copy.
 
 Beside what others have, add_l2norm and add_rms_norm are compared with themselves: without detection ("detection off"),
@@ -13,9 +14,11 @@ and on CUDA launched in other ways (bench/launches.py).
 
 from __future__ import annotations
 
+import fcntl
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +56,11 @@ SHAPES = {
         ("prefill", 16384, 4096),
     ],
 }
-# (fewest, most) calls a round, and the bytes after which more are not needed. CUDA: a replay's launch and wait cost
-# some 10 us, spread over all calls of a round.
-CALLS = {"cpu": (2, 32, 64 << 20), "cuda": (16, 128, 256 << 20)}
+# (fewest, most) calls a round, and the bytes after which more are not needed.
+CALLS = {"cpu": (2, 32, 64 << 20), "cuda": (4, 128, 256 << 20)}
+# What is read before a round, so that the caches hold nothing of it: on CUDA ten times the L2, and long enough to
+# enqueue the round behind it.
+FLUSH = {"cpu": 96 << 20, "cuda": 512 << 20}
 TINY = [("decode", 1, 64), ("prefill", 16, 64)]
 
 Call = Callable[..., Any]
@@ -172,8 +177,10 @@ def _void_mask(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
 
 def _exit_select(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
     def masked(kept: Tensor, stream: Tensor, norms: Tensor) -> None:
-        active = reference.void_mask(norms[:, : COLUMN + 2], ALPHA)[:, COLUMN, None]
-        kept.copy_(torch.where(active, stream, kept))
+        deltas = norms[:, 1 : COLUMN + 2] - norms[:, : COLUMN + 1]
+        before = deltas[:, :-1]
+        active = ~(deltas[:, -1] < ALPHA * (before.amax(-1) - before.amin(-1)))
+        kept.copy_(torch.where(active[:, None], stream, kept))
 
     op = torch.ops.void_ext.exit_select.default
     # Bytes: the norms, and a read and a write of the rows that are active; half of them are, by the norms made here.
@@ -213,11 +220,12 @@ def _compact(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
         index = torch.argsort(on.to(torch.uint8), descending=True, stable=True)
         return index, torch.argsort(index), on.sum().view(1)
 
+    waiting = {"nonzero": torch.nonzero} if device == "cpu" else {}  # waits for the device: no graph can hold it
     return Case(
         make=lambda: (_half_on(rows, device),),
         op=torch.ops.void_ext.compact.default,
         bytes=17 * rows + 8,
-        alternatives={"stable sort": sort, "nonzero": torch.nonzero},
+        alternatives={"stable sort": sort, **waiting},
     )
 
 
@@ -293,15 +301,17 @@ def _half_index(rows: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 class Rounds:
-    """One variant, called once on each buffer set; a graph of those calls on CUDA, where it can be captured."""
+    """One variant, called once on each buffer set; a graph of those calls on CUDA. Keeps the seconds of its rounds."""
 
-    def __init__(self, call: Call, sets: list[tuple[Tensor, ...]], device: str):
+    def __init__(self, call: Call, sets: list[tuple[Tensor, ...]], device: str, pool: Any = None):
         self._call, self._sets, self._graph = call, sets, None
-        self.run()  # warms up, and lets torch.compile compile
+        self.seconds: list[float] = []
+        self._calls()  # warms up
         if device == "cuda":
+            self._ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, pool=pool):
                 self._calls()
 
     def _calls(self) -> None:
@@ -310,19 +320,36 @@ class Rounds:
 
     def run(self) -> None:
         if self._graph is None:
+            start = time.perf_counter()
             self._calls()
-        else:
-            self._graph.replay()
-            torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - start)
+            return
+        first, last = self._ends
+        first.record()
+        self._graph.replay()
+        last.record()
+        last.synchronize()
+        self.seconds.append(first.elapsed_time(last) / 1e3)
 
 
-def _copies(size: int, sets: int, device: str) -> dict[str, Rounds]:
+def _copies(size: int, sets: int, device: str, pool: Any) -> dict[str, Rounds]:
     count = max(1, size // 8)
     pairs = [(torch.rand(count, device=device), torch.empty(count, device=device)) for _ in range(sets)]
     return {
-        "copy_": Rounds(lambda source, target: target.copy_(source), pairs, device),
-        "neg": Rounds(lambda source, target: torch.neg(source, out=target), pairs, device),
+        "copy_": Rounds(lambda source, target: target.copy_(source), pairs, device, pool),
+        "neg": Rounds(lambda source, target: torch.neg(source, out=target), pairs, device, pool),
     }
+
+
+@contextmanager
+def _alone(lock: str | None) -> Iterator[None]:
+    """Holds the file's lock: of several processes that compile at once, one at a time measures."""
+    if lock is None:
+        yield
+        return
+    with open(lock, "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _parameters(config: pytest.Config) -> list[Any]:
@@ -346,51 +373,68 @@ def test_op(benchmark, pytestconfig, op: str, dtype: str, kind: str, rows: int, 
     torch._dynamo.reset()
     torch.manual_seed(0)
     case = OPS[op](rows, width, DTYPES[dtype], device)
-    least, most, spread = CALLS[device]
-    sets = [case.make() for _ in range(max(least, min(most, spread // case.bytes)))]
-    subject = Rounds(case.op, sets, device)
-    others: dict[str, Rounds] = {}
+    failed = _prepare(case)
+    with _alone(pytestconfig.getoption("--lock")):
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        facts = {"op": op, "kind": kind, "rows": rows, "width": width, "dtype": dtype}
+        _measure(benchmark, case, facts, device, failed, pytestconfig.getoption("--rounds"))
+
+
+def _prepare(case: Case) -> dict[str, str]:
+    """Compiles what has to be compiled, and takes out of the case what cannot run here (no compiler for inductor, say):
+    name -> why, which is a result too."""
     failed: dict[str, str] = {}
+    arguments = case.make()
+    for name, call in list(case.alternatives.items()):
+        try:
+            call(*arguments)
+        except Exception as error:
+            failed[name] = _why(error)
+            del case.alternatives[name]
+    if arguments[0].is_cuda:
+        torch.cuda.synchronize()
+    return failed
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+
+
+def _measure(
+    benchmark: Any, case: Case, facts: dict[str, Any], device: str, failed: dict[str, str], rounds: int
+) -> None:
+    least, most, spread = CALLS[device]
+    pool = torch.cuda.graph_pool_handle() if device == "cuda" else None  # no two graphs run at once
+    sets = [case.make() for _ in range(max(least, min(most, spread // case.bytes)))]
+    subject = Rounds(case.op, sets, device, pool)
+    others: dict[str, Rounds] = {}
     for name, call in case.alternatives.items():
         try:
-            others[name] = Rounds(call, sets, device)
-        except (
-            Exception
-        ) as error:  # an alternative that cannot run here (no compiler for inductor, say) is a result too
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
+            others[name] = Rounds(call, sets, device, pool)
+        except Exception as error:  # a graph cannot hold it
+            failed[name] = _why(error)
     for way in WAYS if case.launches and device == "cuda" else ():
         with launched(way):  # a graph keeps it
-            others[way] = Rounds(case.op, sets, device)
-    others |= _copies(case.bytes, len(sets), device)
-    flusher = torch.zeros((256 << 20) // 4 if device == "cuda" else (96 << 20) // 4, device=device)
-    times: dict[str, list[float]] = {name: [] for name in others}
-
-    def flush() -> None:
-        flusher.add_(1.0)
-        if device == "cuda":
-            torch.cuda.synchronize()
+            others[way] = Rounds(case.op, sets, device, pool)
+    others |= _copies(case.bytes, len(sets), device, pool)
+    flusher = torch.zeros(FLUSH[device] // 4, device=device)
 
     def before() -> None:
-        for name, variant in others.items():
-            flush()
-            start = time.perf_counter()
+        for variant in others.values():
+            flusher.sum()  # reads alone: what is left in the caches need not be written back in a round's time
             variant.run()
-            times[name].append(time.perf_counter() - start)
-        flush()
+        flusher.sum()
 
-    benchmark.pedantic(subject.run, setup=before, rounds=pytestconfig.getoption("--rounds"), warmup_rounds=WARMUPS)
+    benchmark.pedantic(subject.run, setup=before, rounds=rounds, warmup_rounds=WARMUPS)
     if benchmark.disabled:
         return
-    seconds = {name: statistics.median(taken[WARMUPS:]) / len(sets) for name, taken in times.items()}
-    own = benchmark.stats.stats.median / len(sets)
-    spread_of = statistics.quantiles(benchmark.stats.stats.data, n=10)
+    seconds = {name: statistics.median(variant.seconds[WARMUPS:]) / len(sets) for name, variant in others.items()}
+    own = statistics.median(subject.seconds[WARMUPS:]) / len(sets)
+    spread_of = statistics.quantiles(subject.seconds[WARMUPS:], n=10)
     copy = min(seconds.pop("copy_"), seconds.pop("neg"))
     benchmark.extra_info.update(
-        op=op,
-        kind=kind,
-        rows=rows,
-        width=width,
-        dtype=dtype,
+        **facts,
         calls_per_round=len(sets),
         seconds=own,
         percentiles={f"p{10 * share}": spread_of[share - 1] / len(sets) for share in (2, 5, 8)},

@@ -9,6 +9,7 @@ installed: rivals to be compared with.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bench.environment import RESULTS, ROOT, describe, sources, write_json
@@ -27,7 +29,16 @@ OPS = (
     *("keep_rows", "compact", "gather_rows", "scatter_rows"),
 )
 DTYPES = ("bfloat16", "float32", "float16")
+# Tests marked gpu, in parts that run beside each other.
+TESTS = (
+    ("python_tests/gpu",),
+    ("python_tests/ops/test_add_choice.py",),
+    ("python_tests/ops", "--ignore=python_tests/ops/test_add_choice.py"),
+    ("python_tests", "--ignore=python_tests/gpu", "--ignore=python_tests/ops"),
+)
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PROCESSES = 12  # of the op benchmarks at once; each holds some GB of the device's memory
+QUOTED = 30  # lines of a failed command's output
 WHEELS = ROOT / "build" / "wheels"
 COUNTERS = "dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum.per_second,gpu__time_duration.sum"
 
@@ -48,15 +59,23 @@ class Step:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def run(self, *command: str, env: dict[str, str] | None = None) -> int:
-        """The command's exit status, its output passed through; 124 where the step's time ran out."""
+    def run(self, *command: str, env: dict[str, str] | None = None, log: str | None = None) -> int:
+        """The command's exit status; 124 where the step's time ran out. Its output is passed through, or goes to
+        bench/results/<log>.log, of which the end is shown where the command failed."""
         print("+", " ".join(command), flush=True)
         if self.left() <= 5:
             return 124
-        try:
-            return subprocess.run(command, cwd=ROOT, env=os.environ | (env or {}), timeout=self.left()).returncode
-        except subprocess.TimeoutExpired:
-            return 124
+        path = RESULTS / f"{log}.log"
+        with path.open("wb") if log else contextlib.nullcontext() as stream:
+            streams: dict[str, Any] = {"stdout": stream, "stderr": subprocess.STDOUT} if log else {}
+            try:
+                environment = os.environ | (env or {})
+                status = subprocess.run(command, cwd=ROOT, env=environment, timeout=self.left(), **streams).returncode
+            except subprocess.TimeoutExpired:
+                status = 124
+        if log and status != 0:
+            print("\n".join(path.read_text(errors="replace").splitlines()[-QUOTED:]), flush=True)
+        return status
 
     def save(self) -> None:
         facts = describe("cuda" if _has_gpu() else "cpu")
@@ -91,7 +110,13 @@ def test(step: Step) -> bool:
     for package in ("hypothesis", "pytest_timeout", "transformers"):
         if importlib.util.find_spec(package) is None:
             step.unavailable[package] = "not installed"
-    status = step.run(sys.executable, "-m", "bench.gpu_tests", str(step.left() - 20), step.sources)
+
+    def look(part: int) -> int:
+        command = (sys.executable, "-m", "bench.gpu_tests", str(step.left() - 20), step.sources, *TESTS[part])
+        return step.run(*command, log=f"gpu-tests-{part}")
+
+    with ThreadPoolExecutor(len(TESTS)) as pool:
+        statuses = list(pool.map(look, range(len(TESTS))))
     report = RESULTS / "gpu-tests.jsonl"
     outcomes: dict[str, str] = {}
     if report.exists():
@@ -102,9 +127,12 @@ def test(step: Step) -> bool:
     step.done["tests"] = outcomes
     counts = {kind: list(outcomes.values()).count(kind) for kind in sorted(set(outcomes.values()))}
     step.done["counts"] = counts
-    step.done["complete"] = status in (0, 1)
+    step.done["complete"] = all(status in (0, 1) for status in statuses)
     print(f"gpu tests: {counts}")
-    return status == 0
+    for name, outcome in outcomes.items():
+        if outcome == "failed":
+            print(f"failed: {name}")
+    return not any(statuses)
 
 
 def wheels(step: Step) -> dict[str, str]:
@@ -126,22 +154,20 @@ def ops(step: Step) -> bool:
     for name in ("void_mask", "compact"):  # rows of one kind alone
         parts.pop(f"{name}-bfloat16")
         parts.pop(f"{name}-float16")
-    for name, part in parts.items():
-        if step.done.get(name) == "measured" and part.exists():
-            continue
-        command = (
-            "-m",
-            "pytest",
-            "bench/bench_ops.py",
-            "-q",
-            "--device=cuda",
-            f"--benchmark-json={part}",
-            "-k",
-            f"test_op and {name}-",
-        )
-        status = step.run(sys.executable, *command, env=environment)
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are as many processes
+    lock = RESULTS / "gpu-ops.lock"
+
+    def measure(name: str) -> None:
+        wanted = ("-k", f"test_op and {name}-", "--device=cuda", f"--lock={lock}")
+        command = ("-m", "pytest", "bench/bench_ops.py", "-q", f"--benchmark-json={parts[name]}", *wanted)
+        status = step.run(sys.executable, *command, env=environment, log=f"gpu-ops-{name}")
         step.done[name] = "measured" if status == 0 else f"exit status {status}"
-        step.save()
+
+    missing = [name for name, part in parts.items() if not (step.done.get(name) == "measured" and part.exists())]
+    # Compiling the alternatives takes most of the time, of the CPU alone; one process at a time measures.
+    with ThreadPoolExecutor(max(1, min(PROCESSES, (os.cpu_count() or 1) - 2))) as pool:
+        list(pool.map(measure, missing))
+    step.save()
     rows = [json.loads(part.read_text()) for part in parts.values() if part.exists()]
     if rows:
         merged = rows[0] | {"benchmarks": [row for part in rows for row in part["benchmarks"]]}
@@ -177,13 +203,15 @@ def sanitize(step: Step) -> bool:
     if tool is None:
         step.unavailable["compute-sanitizer"] = "not on PATH"
         return False
-    for check in SANITIZERS:
-        if step.done.get(check) == "clean":
-            continue
+
+    def look(check: str) -> None:
         driver = (sys.executable, "tools/gpu/drive_ops.py")
-        status = step.run(tool, f"--tool={check}", "--error-exitcode=77", *driver)
+        status = step.run(tool, f"--tool={check}", "--error-exitcode=77", *driver, log=f"gpu-{check}")
         step.done[check] = {0: "clean", 77: "errors found", 124: "out of time"}.get(status, f"exit status {status}")
-        step.save()
+        print(f"{check}: {step.done[check]}", flush=True)
+
+    with ThreadPoolExecutor(len(SANITIZERS)) as pool:
+        list(pool.map(look, [check for check in SANITIZERS if step.done.get(check) != "clean"]))
     return all(step.done[check] == "clean" for check in SANITIZERS)
 
 
@@ -194,7 +222,17 @@ def profile(step: Step) -> bool:
         step.unavailable["ncu"] = "not on PATH"
         return False
     report = RESULTS / "gpu-profile.csv"
-    counting = ("--csv", "--log-file", str(report), "--metrics", COUNTERS, "--kernel-name", "regex:add_.*norm")
+    counting = (
+        "--clock-control",
+        "none",
+        "--csv",
+        "--log-file",
+        str(report),
+        "--metrics",
+        COUNTERS,
+        "--kernel-name",
+        "regex:add_.*norm",
+    )
     driver = (sys.executable, "tools/gpu/drive_ops.py", "--large")
     status = step.run(tool, *counting, *driver)
     text = report.read_text() if report.exists() else ""

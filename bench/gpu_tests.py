@@ -52,10 +52,10 @@ class Resume:
             item.session.shouldstop = "the time for this step is over; run it again for the rest"
 
 
-def main(seconds: str, sources: str) -> int:
-    arguments = ["-m", "gpu", "python_tests", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+def main(seconds: str, sources: str, *paths: str) -> int:
+    arguments = ["-m", "gpu", *(paths or ["python_tests"]), "--continue-on-collection-errors", "-p", "no:cacheprovider"]
     return int(pytest.main(arguments, plugins=[Resume(float(seconds), sources)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(*sys.argv[1:]))

@@ -111,6 +111,20 @@ def graphed_decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], ob
     return work
 
 
+def launches(work: Callable[[], object]) -> int | None:
+    """What one run of ``work`` enqueues on the GPU, kernels, copies and fills; None where torch cannot count them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as counted:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in counted.events()) or None
+
+
 def lacking(model: nn.Module, layers: list[int]) -> nn.Module:
     """A twin that physically lacks ``layers``."""
     other = twin(model)

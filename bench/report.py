@@ -125,14 +125,19 @@ def _ops_table(rows: list[Row]) -> str:
 
 def _pairs_table(rows: list[Row]) -> str:
     head = ["case", "unpatched", "ratio, 95 % interval", "A/A interval", "pairs", "limit", "verdict"]
+    counted = any(row.get("launches") for row in rows)
+    if counted:
+        head.append("launches a step, unpatched → traced")
     lines = [_line(head), _rule(len(head))]
     for row in rows:
         limit = "–" if row.get("limit") is None else f"{row['limit']:.2f}"
         ratio = f"{row['ratio']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
         control = f"{row['control_low']:.3f} … {row['control_high']:.3f}"
-        lines.append(
-            _line([_pairs_key(row), _time(row["base_seconds"]), ratio, control, row["pairs"], limit, row["verdict"]])
-        )
+        figures = [_pairs_key(row), _time(row["base_seconds"]), ratio, control, row["pairs"], limit, row["verdict"]]
+        if counted:
+            known = [count for count in row.get("launches", ()) if count is not None]
+            figures.append(" → ".join(f"{count:.0f}" for count in known) or "–")
+        lines.append(_line(figures))
     return "\n".join(lines)
 
 

@@ -52,8 +52,30 @@ constexpr int kMaxSums = 2;
 
 // Shared memory for the warps' shares of sum i. Not a template's, which the host shim could not find and poison.
 static __device__ __forceinline__ float* warp_sums(int i) {
-  __shared__ float sums[kMaxSums][kWarp];
+  alignas(kPackBytes) __shared__ float sums[kMaxSums][kMaxThreadsPerRow / kWarp];
   return sums[i];
+}
+
+// The sum of the first `warps` of kSlots warps' shares, each thread for itself: 128-bit reads that all threads make at
+// the same address, and a tree of additions, take less time than as many shuffles one after the other.
+template <int kSlots>
+__device__ __forceinline__ float sum_of_warps(const float* shares, unsigned warps) {
+  float part[kSlots];
+#pragma unroll
+  for (int p = 0; p < kSlots / kPackWords; ++p) {
+    const Pack pack = reinterpret_cast<const Pack*>(shares)[p];
+#pragma unroll
+    for (int i = 0; i < kPackWords; ++i) {
+      const unsigned warp = p * kPackWords + i;
+      part[warp] = warp < warps ? bits_as<float>(pack.word[i]) : 0.0f;
+    }
+  }
+#pragma unroll
+  for (int half = kSlots / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
 }
 
 // Sums over a row's threads; every thread receives the totals. The exchange is symmetric and float addition commutes,
@@ -69,18 +91,16 @@ __device__ __forceinline__ void row_sum(float (&sums)[kSums]) {
   }
   if (blockDim.x == kWarp) return;
 
-  const unsigned lane = threadIdx.x % kWarp;
-  if (lane == 0) {
+  const unsigned warps = blockDim.x / kWarp;
+  if (threadIdx.x % kWarp == 0) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) warp_sums(i)[threadIdx.x / kWarp] = sums[i];
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) sums[i] = lane < blockDim.x / kWarp ? warp_sums(i)[lane] : 0.0f;
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+  for (int i = 0; i < kSums; ++i) {
+    sums[i] = warps <= kPackWords ? sum_of_warps<kPackWords>(warp_sums(i), warps)
+                                  : sum_of_warps<kMaxThreadsPerRow / kWarp>(warp_sums(i), warps);
   }
 }
 
