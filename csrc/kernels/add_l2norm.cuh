@@ -38,16 +38,9 @@ struct AddRow {
 
   // Adds packs first, first + blockDim.x, …; leaves them in `h`, rounded.
   __device__ __forceinline__ void add_chunk(uint32_t first, Pack (&h)[kPacksPerThread]) {
-    Pack r[kPacksPerThread], u[kPacksPerThread];
-#pragma unroll
-    for (int k = 0; k < kPacksPerThread; ++k) {
-      const uint32_t index = first + k * blockDim.x;
-      r[k] = u[k] = Pack{};
-      if (index < packs) {
-        r[k] = load_pack<T, kAligned>(residual, index, width);
-        if (on) u[k] = load_pack<T, kAligned>(update, index, width);
-      }
-    }
+    Pack r[kPacksPerThread], u[kPacksPerThread] = {};
+    load_packs<T, kAligned>(residual, first, packs, width, r);
+    if (on) load_packs<T, kAligned>(update, first, packs, width, u);
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {
       const uint32_t index = first + k * blockDim.x;
@@ -57,13 +50,14 @@ struct AddRow {
 #pragma unroll
       for (int i = 0; i < kPackSize<T>; ++i) y[i] = __fadd_rn(x[i], y[i]);
       h[k] = on ? narrow<T>(y) : r[k];  // a sum with zero would not keep the bits: -0.0, NaN payloads
-      if (index < packs) store_pack<T, kAligned>(out, index, width, h[k]);
+      const bool in_row = index < packs;
+      if (in_row) store_pack<T, kAligned>(out, index, width, h[k]);
       widen<T>(h[k], y);  // the norm is that of the stream as stored
-      stream.add(k, y);
+      stream.add(k, y, in_row);
       if constexpr (kUpdates) {
 #pragma unroll
         for (int i = 0; i < kPackSize<T>; ++i) y[i] = on ? __fsub_rn(y[i], x[i]) : 0.0f;
-        change.add(k, y);
+        change.add(k, y, in_row);
       }
     }
   }
@@ -115,6 +109,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2) add_l2norm_
       Pack h[kPacksPerThread];
       add.add_chunk(first, h);
     }
+    let_next_begin();
     if constexpr (kModes) {
       const LacHistory history = history_of(args, row);
       add.judge(args, row, history, add.finish(args, row));

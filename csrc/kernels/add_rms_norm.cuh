@@ -69,13 +69,13 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kerne
     AddRow<T, true, kUpdates, false> add(args.add, row);
     Pack h[kPacksPerThread];
     WeightPack<T, W> w[kPacksPerThread];
-    add.add_chunk(threadIdx.x, h);
 #pragma unroll
-    for (int k = 0; k < kPacksPerThread; ++k) {  // before the reduction, which hides their latency
+    for (int k = 0; k < kPacksPerThread; ++k) {  // before the row, whose loads then hide their latency
       const uint32_t index = threadIdx.x + k * blockDim.x;
-      w[k] = {};
-      if (index < add.packs) w[k].template load<true>(args.weight, index, add.width);
+      w[k].template load<true>(args.weight, index < add.packs ? index : add.packs - 1, add.width);
     }
+    add.add_chunk(threadIdx.x, h);
+    let_next_begin();
     const float scale = rms_scale(add.finish(args.add, row), add.width, args.eps);
     Bits* normed = static_cast<Bits*>(args.normed) + row * args.normed_stride;
 #pragma unroll
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2)
       Pack h[kPacksPerThread];
       add.add_chunk(first, h);
     }
+    let_next_begin();
     float sum;
     if constexpr (kModes) {
       const LacHistory history = history_of(args.add, row);
@@ -132,7 +133,7 @@ void (*add_rms_norm_kernel(const AddRmsNormArgs& args))(AddRmsNormArgs) {
     return modes ? add_rms_norm_reread_kernel<T, W, false, true> : add_rms_norm_reread_kernel<T, W, false, false>;
   }
   if (modes) return add_rms_norm_reread_kernel<T, W, true, true>;
-  if (pack_count<T>(args.add.width) > kMaxThreadsPerRow * kPacksPerThread) {
+  if (args.add.width == 0 || pack_count<T>(args.add.width) > kMaxThreadsPerRow * kPacksPerThread) {
     return add_rms_norm_reread_kernel<T, W, true, false>;
   }
   if (args.add.updates != nullptr) {

@@ -19,16 +19,9 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) keep_rows_kernel(const K
     Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
     const bool on = args.on[row * args.on_stride];
     for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
-      Pack h[kPacksPerThread], u[kPacksPerThread];
-#pragma unroll
-      for (int k = 0; k < kPacksPerThread; ++k) {
-        const uint32_t index = first + k * blockDim.x;
-        h[k] = u[k] = Pack{};
-        if (index < packs) {
-          h[k] = load_pack<T, kAligned>(residual, index, args.width);
-          if (on) u[k] = load_pack<T, kAligned>(update, index, args.width);
-        }
-      }
+      Pack h[kPacksPerThread], u[kPacksPerThread] = {};
+      load_packs<T, kAligned>(residual, first, packs, args.width, h);
+      if (on) load_packs<T, kAligned>(update, first, packs, args.width, u);
 #pragma unroll
       for (int k = 0; k < kPacksPerThread; ++k) {
         const uint32_t index = first + k * blockDim.x;

@@ -16,16 +16,12 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const 
     Squares squares;
     for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
       Pack h[kPacksPerThread];
-#pragma unroll
-      for (int k = 0; k < kPacksPerThread; ++k) {
-        const uint32_t index = first + k * blockDim.x;
-        h[k] = index < packs ? load_pack<T, kAligned>(stream, index, args.width) : Pack{};
-      }
+      load_packs<T, kAligned>(stream, first, packs, args.width, h);
 #pragma unroll
       for (int k = 0; k < kPacksPerThread; ++k) {
         float x[kPackSize<T>];
         widen<T>(h[k], x);
-        squares.add(k, x);
+        squares.add(k, x, first + k * blockDim.x < packs);
       }
     }
     float sum[1] = {squares.total()};

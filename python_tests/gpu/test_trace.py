@@ -28,6 +28,30 @@ def test_logits_are_the_models_own(family: str, dtype: torch.dtype, cuda: torch.
     assert bool(norms.isfinite().all())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@torch.no_grad()
+def test_norms_taken_at_the_end_are_those_of_the_adds(
+    family: str, dtype: torch.dtype, cuda: torch.device, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from void_ext.patching import call
+
+    model = tiny(family, dtype=dtype).to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    expected = torch.stack(
+        [state.double().norm(dim=-1) for state in model(ids, output_hidden_states=True).hidden_states]
+    )
+    found = []
+    for most in (1 << 20, 0):
+        monkeypatch.setitem(call._KEPT_ELEMENTS, "cuda", most)
+        with void_ext.patch(model) as handle:
+            model(ids)
+            found.append(handle.trace.prompt.norms)
+    assert_bits_equal(*found, "norms")
+    # The last of transformers' states is behind the final norm.
+    near = expected[:-1].movedim(0, -1).cpu()
+    assert torch.allclose(found[0][..., :-1].double().cpu(), near, rtol=1e-5)
+
+
 @pytest.mark.parametrize("fuse", ["add", "norm"])
 @torch.no_grad()
 def test_a_traced_token_waits_for_nothing(fuse: str, cuda: torch.device, tiny: Any) -> None:

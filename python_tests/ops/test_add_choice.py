@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,13 @@ def test_opcheck(device, dtype, rows_of, table) -> None:
     )
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor on the device, one that repeats its first row doing so there too; anything else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device) if value.stride(0) else value[:1].to(device).expand_as(value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -264,7 +272,7 @@ def test_names_what_is_wrong_before_writing(device, changes, message) -> None:
         "active": torch.ones(3, dtype=torch.bool),
         **changes,
     }
-    arguments = {k: v.to(device) if isinstance(v, torch.Tensor) and v.stride(0) else v for k, v in arguments.items()}
+    arguments = {name: moved(value, device) for name, value in arguments.items()}
     before = arguments["norms"].clone()
     with pytest.raises(ValueError, match=re.escape(f"void_ext::add_l2norm: {message}")):
         ops.add_l2norm(**arguments)

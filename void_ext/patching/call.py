@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from void_ext.patching.schedule import Schedule
     from void_ext.patching.skipping import Skipper
 
-_KEPT_ELEMENTS = 32768  # of one stream; also what torch thinks too little for a second thread
+# Elements of one stream. CPU: also what torch thinks too little for a second thread. CUDA: a decode step of the largest
+# batches; all streams of a call, which are held until its end, take some 100 MB at most.
+_KEPT_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
 
 
@@ -75,6 +77,7 @@ class Call:
     norms: Tensor
     updates: Tensor | None = None
     halves: Tensor | None = None
+    ordinal = -1  # of norms' device: -1 is the CPU
     writer: RowNorms | None = None  # into norms, of few rows on a CPU
     exit: ExitSelector | None = None
     normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
@@ -301,24 +304,35 @@ class Call:
             self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
     def _keeps(self, stream: Tensor) -> bool:
-        # Of few rows on a CPU, norms cost less than getting at them: between two layers all weights of one have gone
-        # through the caches, and what is called once a layer is read from memory each time (docs/design.md).
-        # Where the rows are many, the fused add spares a pass.
+        # Norms of few rows cost less than getting at them. On a CPU all weights of a layer go through the caches
+        # between two of them, and what is called once a layer is read from memory each time; on a GPU an op of ours
+        # takes the host longer than torch's own (docs/design.md). Where the rows are many, the fused add spares a pass.
         return (
-            self.writer is not None
-            and self.recording.adds_alone
+            self.recording.adds_alone
             and self.native
             and self.halted is None
-            and stream.numel() <= _KEPT_ELEMENTS
+            and stream.numel() <= _KEPT_ELEMENTS[stream.device.type]
         )
 
     def _take_kept(self) -> None:
         """Take the norms of all streams kept so far."""
         streams, self.streams = self.streams, None
         assert streams is not None
-        assert self.writer is not None
-        for column in range(self.writer.write_all(streams), len(streams)):
+        taken = self._take_at_once(streams) if self.writer is None else self.writer.write_all(streams)
+        for column in range(taken, len(streams)):
             self.tap(self.norms, column, streams[column])
+
+    def _take_at_once(self, streams: list[Tensor]) -> int:
+        """All norms in three launches, where the streams are alike; how many were taken."""
+        first = streams[0]
+        kind = first.shape, first.dtype, first.device
+        if any((stream.shape, stream.dtype, stream.device) != kind for stream in streams):
+            return 0
+        count, rows = len(streams), self.batch * self.length
+        norms = torch.empty(count * rows, 1, dtype=torch.float32, device=first.device)
+        _row_l2norm(torch.stack(streams).detach(), norms, 0)
+        self.norms[:rows, :count].copy_(norms.view(count, rows).t())
+        return count
 
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         self._devices.append((self.next, device))
@@ -328,6 +342,7 @@ class Call:
             tables = self._tables[device] = Tables.new(self.recording, rows, device)
         self.norms, self.updates, self.halves = tables.norms, tables.updates, tables.halves
         self.writer = tables.writer
+        self.ordinal = self.norms.get_device()
         self._judge_kernels(device, dtype)
 
     def _judge_kernels(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -66,9 +66,9 @@ class FusedForward(Halves):
         if index == 0:
             call.enter(0, hidden_states)
         streams = call.streams
-        usual = self.quick and not args and hidden_states.is_cpu
-        if streams is not None and usual and index == call.next:
-            # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
+        usual = self.quick and not args and index == call.next
+        if streams is not None and usual and hidden_states.get_device() == call.ordinal:
+            # What follows, with nothing to do but keep the stream: a decode step feels every line of Python.
             if index:
                 streams.append(hidden_states)
             if not self.needed.issubset(kwargs):

@@ -10,11 +10,7 @@ __device__ __forceinline__ void copy_row(const typename Element<T>::Bits* from, 
                                          int64_t width, uint32_t packs) {
   for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
     Pack h[kPacksPerThread];
-#pragma unroll
-    for (int k = 0; k < kPacksPerThread; ++k) {
-      const uint32_t index = first + k * blockDim.x;
-      if (index < packs) h[k] = load_pack<T, kAligned>(from, index, width);
-    }
+    load_packs<T, kAligned>(from, first, packs, width, h);
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k) {
       const uint32_t index = first + k * blockDim.x;

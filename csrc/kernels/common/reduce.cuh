@@ -15,6 +15,7 @@ constexpr int kWarp = 32;
 // sm_100. The others are held to 64 (two such blocks), so that four times 128 bits a thread and operand find room in
 // flight.
 constexpr int kMaxThreadsPerRow = 512;
+constexpr int kMaxWarps = kMaxThreadsPerRow / kWarp;
 constexpr int kWarpRowsPerBlock = 4;
 constexpr int64_t kMaxGrid = 2147483647;  // gridDim.x; the kernels loop over what is beyond
 
@@ -22,7 +23,6 @@ constexpr int64_t kMaxGrid = 2147483647;  // gridDim.x; the kernels loop over wh
 template <typename T>
 inline int threads_per_row(int64_t width) {
   const uint32_t warps = (pack_count<T>(width) + kWarp * kPacksPerThread - 1) / (kWarp * kPacksPerThread);
-  constexpr uint32_t kMaxWarps = kMaxThreadsPerRow / kWarp;
   return kWarp * static_cast<int>(warps < 1 ? 1 : warps < kMaxWarps ? warps : kMaxWarps);
 }
 
@@ -40,11 +40,18 @@ int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t wid
 __device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
 __device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
 
-// First in a kernel that may be launched before the one ahead of it has ended (LaunchTuning): lets the next such kernel
-// begin, and returns once everything ahead is done and can be read.
+// First in a kernel that may be launched before the one ahead of it has ended (LaunchTuning): returns once everything
+// ahead is done and can be read.
 __device__ __forceinline__ void wait_for_stream() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next such kernel begin, which will wait for this one's results as above.
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
@@ -52,30 +59,8 @@ constexpr int kMaxSums = 2;
 
 // Shared memory for the warps' shares of sum i. Not a template's, which the host shim could not find and poison.
 static __device__ __forceinline__ float* warp_sums(int i) {
-  alignas(kPackBytes) __shared__ float sums[kMaxSums][kMaxThreadsPerRow / kWarp];
+  alignas(kPackBytes) __shared__ float sums[kMaxSums][kMaxWarps];
   return sums[i];
-}
-
-// The sum of the first `warps` of kSlots warps' shares, each thread for itself: 128-bit reads that all threads make at
-// the same address, and a tree of additions, take less time than as many shuffles one after the other.
-template <int kSlots>
-__device__ __forceinline__ float sum_of_warps(const float* shares, unsigned warps) {
-  float part[kSlots];
-#pragma unroll
-  for (int p = 0; p < kSlots / kPackWords; ++p) {
-    const Pack pack = reinterpret_cast<const Pack*>(shares)[p];
-#pragma unroll
-    for (int i = 0; i < kPackWords; ++i) {
-      const unsigned warp = p * kPackWords + i;
-      part[warp] = warp < warps ? bits_as<float>(pack.word[i]) : 0.0f;
-    }
-  }
-#pragma unroll
-  for (int half = kSlots / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  }
-  return part[0];
 }
 
 // Sums over a row's threads; every thread receives the totals. The exchange is symmetric and float addition commutes,
@@ -91,16 +76,31 @@ __device__ __forceinline__ void row_sum(float (&sums)[kSums]) {
   }
   if (blockDim.x == kWarp) return;
 
-  const unsigned warps = blockDim.x / kWarp;
-  if (threadIdx.x % kWarp == 0) {
+  const unsigned warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp;
+  if (lane == 0) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) warp_sums(i)[threadIdx.x / kWarp] = sums[i];
   }
   __syncthreads();
+  if (warps <= kPackWords) {  // one read that all threads make at the same address, and no more shuffles
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    sums[i] = warps <= kPackWords ? sum_of_warps<kPackWords>(warp_sums(i), warps)
-                                  : sum_of_warps<kMaxThreadsPerRow / kWarp>(warp_sums(i), warps);
+    for (int i = 0; i < kSums; ++i) {
+      const Pack shares = *reinterpret_cast<const Pack*>(warp_sums(i));
+      float share[kPackWords];
+#pragma unroll
+      for (unsigned w = 0; w < kPackWords; ++w) share[w] = w < warps ? bits_as<float>(shares.word[w]) : 0.0f;
+      sums[i] = (share[0] + share[2]) + (share[1] + share[3]);
+    }
+    return;
+  }
+  // Each group of kMaxWarps lanes holds all shares.
+  static_assert(kWarp % kMaxWarps == 0 && kMaxWarps > kPackWords);
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) sums[i] = lane % kMaxWarps < warps ? warp_sums(i)[lane % kMaxWarps] : 0.0f;
+#pragma unroll
+  for (int distance = kMaxWarps / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
   }
 }
 
@@ -113,10 +113,13 @@ __device__ __forceinline__ void before_next_row(int64_t row, int64_t rows) {
 struct Squares {
   float chain[kPacksPerThread] = {};
 
+  // Adds the squares of x, which is the pack in `slot`, if that is one of the row's.
   template <int kSize>
-  __device__ __forceinline__ void add(int slot, const float (&x)[kSize]) {
+  __device__ __forceinline__ void add(int slot, const float (&x)[kSize], bool in_row) {
+    float sum = chain[slot];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) chain[slot] = __fmaf_rn(x[i], x[i], chain[slot]);
+    for (int i = 0; i < kSize; ++i) sum = __fmaf_rn(x[i], x[i], sum);
+    chain[slot] = in_row ? sum : chain[slot];
   }
 
   __device__ __forceinline__ float total() const {

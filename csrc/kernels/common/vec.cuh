@@ -54,6 +54,23 @@ __device__ __forceinline__ Pack load_pack(const typename Element<T>::Bits* row, 
   }
 }
 
+// Packs first, first + blockDim.x, … of a row of `packs`, as many as a thread holds at once; `first` must be one of
+// them. Beyond the row's end an aligned row gives its last pack again, which costs no memory traffic and no branch
+// between the loads, so that all of them are on their way before the first is used. Whoever reads `h` leaves those out.
+template <typename T, bool kAligned>
+__device__ __forceinline__ void load_packs(const typename Element<T>::Bits* row, uint32_t first, uint32_t packs,
+                                           int64_t width, Pack (&h)[kPacksPerThread]) {
+#pragma unroll
+  for (int k = 0; k < kPacksPerThread; ++k) {
+    const uint32_t index = first + k * blockDim.x;
+    if constexpr (kAligned) {
+      h[k] = load_pack<T, true>(row, index < packs ? index : packs - 1, width);
+    } else {
+      h[k] = index < packs ? load_pack<T, false>(row, index, width) : Pack{};
+    }
+  }
+}
+
 template <typename T, bool kAligned>
 __device__ __forceinline__ void store_pack(typename Element<T>::Bits* row, uint32_t index, int64_t width,
                                            const Pack& pack) {
