@@ -71,7 +71,7 @@ class FusedForward(Halves):
             # What follows, with nothing to do but keep the stream: a decode step on a CPU feels every line of Python.
             if index:
                 streams.append(hidden_states)
-            if not self.needed <= kwargs.keys():
+            if not self.needed.issubset(kwargs):
                 kwargs = self.complete(args, kwargs)
             normed = modules[form.input_norm](hidden_states)  # type: ignore[index]
             update = modules[form.attention](hidden_states=normed, **kwargs)[0]

@@ -28,7 +28,7 @@ class Halves:
             kwargs = {name: value for name, value in kwargs.items() if name in self.needed}
         if args:
             kwargs.update(zip(self.defaults, args, strict=False))
-        return kwargs if self.needed <= kwargs.keys() else {**self.defaults, **kwargs}
+        return kwargs if self.needed.issubset(kwargs) else {**self.defaults, **kwargs}
 
     def attend(self, stream: Tensor, normed: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         """What the attention adds to ``stream``; ``normed`` where its input has been made already."""
