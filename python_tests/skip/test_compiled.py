@@ -64,7 +64,8 @@ def test_as_eager_and_compiled_once(phase: str, fuse: str, tiny: Any) -> None:
 
 @torch.no_grad()
 def test_keys_and_values_alone(tiny: Any) -> None:
-    model = tiny("llama", layers=LAYERS)
+    # With sdpa transformers before 5.18 masks a compiled prefill where an eager one has is_causal, patched or not.
+    model = tiny("llama", layers=LAYERS, attention="eager")
     ids = torch.randint(3, 96, (2, 9))
     plan = VoidPlan.from_layers(model, skip=[1], phase="prompt")
     with void_ext.patch(model, mode="skip", plan=plan) as handle:

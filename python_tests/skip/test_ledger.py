@@ -179,8 +179,10 @@ def test_a_failed_forward_takes_back_what_it_wrote(kind: str, start: int, tiny: 
             model(ids[:, :2], past_key_values=cache)
         failing.remove()
         assert int(cache.get_seq_length()) == start
-        expected = model(ids[:, :2], past_key_values=reference).logits
-        assert torch.equal(model(ids[:, :2], past_key_values=cache).logits, expected)
+        # An empty one takes a batch of another size; a static one has got its size.
+        rows = slice(1) if kind == "dynamic" and start == 0 else slice(None)
+        expected = model(ids[rows, :2], past_key_values=reference).logits
+        assert torch.equal(model(ids[rows, :2], past_key_values=cache).logits, expected)
 
 
 @torch.no_grad()

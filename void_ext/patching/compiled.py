@@ -122,7 +122,9 @@ class CompiledEntry:
         if torch.compiler.is_dynamo_compiling():
             if self._waits():
                 torch._dynamo.graph_break(msg=_HOW)
-            return self.__wrapped__(*args, **kwargs)
+            if self.before is None:  # not __wrapped__: dynamo of torch 2.11 does not trace a function's __get__
+                return type(self.model).forward(self.model, *args, **kwargs)
+            return self.before(*args, **kwargs)
         callback = get_eval_frame_callback()
         if not callable(callback):
             return self.__wrapped__(*args, **kwargs)

@@ -52,8 +52,8 @@ class FusedForward(Halves):
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         call = self.recorders.own.call
-        if call is None:
-            return self.__wrapped__(hidden_states, *args, **kwargs)
+        if call is None:  # not __wrapped__: dynamo of torch 2.11 does not trace a function's __get__
+            return type(self.layer).forward(self.layer, hidden_states, *args, **kwargs)
         index, form = self.index, self.form
         schedule = call.partial
         if schedule is None:

@@ -238,8 +238,10 @@ def fail(cache: Any, start: int) -> None:
         keys, values = slot.keys, slot.values
         count = getattr(slot, "cumulative_length", None)
         if type(slot) is DynamicLayer:
-            if start == 0 and not _CROPS_TO:
-                slot.reset()  # a batch of another size may come next
+            if start == 0:
+                # As it was made, for a batch of another size may come next; reset() keeps the length before 5.18.
+                slot.keys = slot.values = None
+                slot.is_initialized = False
             elif slot.get_seq_length() > start:
                 slot.crop(start - slot.get_seq_length())
         elif type(slot) is StaticLayer and (count is None or isinstance(count, Tensor)):
@@ -269,7 +271,7 @@ def _restore(cache: Any) -> list[int]:
     for index, slot in enumerate(cache.layers):
         if isinstance(slot, SkippedSlot):
             if isinstance(slot.peer, DynamicLayer):
-                # Ours is a count: a crop may have failed, a reset may have kept the length (transformers 4.57).
+                # Ours is a count: a crop may have failed, a reset keeps the length before transformers 5.18.
                 slot.length = slot.peer.get_seq_length()
             if slot.whole:
                 cache.layers[index] = slot.inner
