@@ -25,7 +25,7 @@ from bench.environment import RESULTS
 from bench.pairs import Ledger, earlier
 from bench.report import load, tables
 
-STEPS = 2  # a run; 10 ms and more, so that the wait at its end is nothing beside it
+STEPS = 1  # a run: 5 ms and more, so that the wait at its end is nothing beside it
 PROMPT = 128
 PREFILL = 512
 WORKS = {"graphed decode": (1, 8, 64), "decode": (1, 8, 64), "prefill": (1, 8)}

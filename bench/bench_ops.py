@@ -91,7 +91,7 @@ def _add_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
 
     op = torch.ops.void_ext.add_l2norm.default
     return Case(
-        make=lambda: (_rows(rows, width, dtype, device), _rows(rows, width, dtype, device), _norms(rows, device)),
+        make=lambda: (_rows(rows, width, dtype, device), _rows(rows, width, dtype, device), _table(rows, device)),
         op=lambda residual, update, norms: op(residual, update, norms, COLUMN),
         bytes=rows * (3 * width * dtype.itemsize + 4),
         alternatives={"torch.add": add, "add, then norm": add_then_norm, "compiled": torch.compile(add_then_norm)},
@@ -128,7 +128,7 @@ def _add_rms_norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Cas
             _rows(rows, width, dtype, device),
             _rows(rows, width, dtype, device),
             torch.rand(width, device=device).to(dtype),
-            _norms(rows, device),
+            _table(rows, device),
         ),
         op=lambda residual, update, weight, norms: op(residual, update, weight, EPS, norms, COLUMN),
         bytes=rows * (4 * width * dtype.itemsize + 4) + width * dtype.itemsize,
@@ -152,7 +152,7 @@ def _row_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
 
     op = torch.ops.void_ext.row_l2norm.default
     return Case(
-        make=lambda: (_rows(rows, width, dtype, device), _norms(rows, device)),
+        make=lambda: (_rows(rows, width, dtype, device), _table(rows, device)),
         op=lambda stream, norms: op(stream, norms, COLUMN),
         bytes=rows * (width * dtype.itemsize + 4),
         alternatives={"float, then norm": upcast, "vector_norm": vector_norm, "compiled": torch.compile(upcast)},
@@ -280,6 +280,11 @@ def _rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:
 
 def _norms(rows: int, device: str) -> Tensor:
     return torch.randn(rows, LAYERS + 1, device=device).abs_().cumsum(-1)
+
+
+def _table(rows: int, device: str) -> Tensor:
+    """Where one column is written to: in the layout that a patched model's table has on that device."""
+    return torch.zeros(LAYERS + 1, rows, device=device).t() if device == "cuda" else _norms(rows, device)
 
 
 def _half_active_norms(rows: int, device: str) -> Tensor:

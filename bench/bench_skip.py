@@ -28,7 +28,7 @@ from bench.environment import RESULTS
 from bench.pairs import Ledger, earlier
 from bench.report import load, tables
 
-STEPS = 4
+STEPS = {"cpu": 4, "cuda": 1}  # of decode a run
 PREFILL = 512
 LIMIT = 1.03  # of the ideal's time
 BATCHES = (1, 8, 32)
@@ -125,6 +125,7 @@ class Bench:
 
     def __init__(self, name: str, options: argparse.Namespace):
         self.options = options
+        self.steps = STEPS[options.device]
         self.synchronize = torch.cuda.synchronize if options.device == "cuda" else None
         if name == "SmolLM2-135M":
             from void_ext.models import smollm2
@@ -158,9 +159,9 @@ class Bench:
             void_ext.patch(subject, mode="skip", plan=plan)
         ideal = self.unit(models.lacking(self.model, chosen), work, ids)
         if action == "projected":
-            ideal = in_turn(ideal, models.projections(self.model, chosen, work, ids, STEPS))
+            ideal = in_turn(ideal, models.projections(self.model, chosen, work, ids, self.steps))
         limited = (cell["work"], cell["variant"]) in self.limited
-        tokens = int(batch) * (length if work == "prefill" else STEPS)
+        tokens = int(batch) * (length if work == "prefill" else self.steps)
         ledger.measure(
             ideal,
             self.unit(subject, work, ids),
@@ -173,7 +174,7 @@ class Bench:
         )
 
     def unit(self, subject: torch.nn.Module, work: str, ids: torch.Tensor) -> Work:
-        return models.prefill(subject, ids) if work == "prefill" else models.decode(subject, ids, STEPS)
+        return models.prefill(subject, ids) if work == "prefill" else models.decode(subject, ids, self.steps)
 
 
 def prompt_length(batch: int) -> int:

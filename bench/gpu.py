@@ -141,9 +141,9 @@ def wheels(step: Step) -> dict[str, str]:
     for wheel in sorted(WHEELS.glob("*-none-any.whl")):
         with zipfile.ZipFile(wheel) as archive:  # unpacked: Triton reads the source of its kernels
             archive.extractall(place)
-    for package in ("liger_kernel", "flashinfer", "quack"):
-        if importlib.util.find_spec(package) is None and not (place / package).exists():
-            step.unavailable[package] = "not installed, and no wheel of it in build/wheels"
+    for packages in (("liger_kernel",), ("flashinfer",), ("quack", "rivals_aot")):
+        if not any(importlib.util.find_spec(package) or (place / package).exists() for package in packages):
+            step.unavailable[packages[0]] = "not installed, and no wheel of it in build/wheels"
     return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(place)]))}
 
 

@@ -1,6 +1,8 @@
 // The CUDA side of launch.h: each op's launch plan stands beside its kernel; here it meets the runtime.
 #include <cuda_runtime.h>
 
+#include <vector>
+
 #include "kernels/add_l2norm.cuh"
 #include "kernels/add_rms_norm.cuh"
 #include "kernels/compact.cuh"
@@ -18,29 +20,41 @@ namespace {
 
 LaunchTuning tuning;
 
-int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  const bool known =
-      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, name, device) == cudaSuccess;
-  return known ? value : 0;
+struct Device {
+  int multiprocessors = 0, major = 0;
+};
+
+// The current device, asked once.
+Device current_device() {
+  static const std::vector<Device> devices = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::vector<Device> found(count);
+    for (int device = 0; device < count; ++device) {
+      (void)cudaDeviceGetAttribute(&found[device].multiprocessors, cudaDevAttrMultiProcessorCount, device);
+      (void)cudaDeviceGetAttribute(&found[device].major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    return found;
+  }();
+  int device = -1;
+  if (cudaGetDevice(&device) != cudaSuccess) return {};
+  return device >= 0 && device < static_cast<int>(devices.size()) ? devices[device] : Device{};
 }
 
 struct Launcher {
   void* stream;
-  LaunchTuning tuned{};
 
   template <typename Args>
   int operator()(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) const {
-    if (tuned.blocks_per_multiprocessor > 0) {
-      const int64_t most = tuned.blocks_per_multiprocessor * attribute(cudaDevAttrMultiProcessorCount);
-      if (most > 0 && grid.x > most) grid.x = static_cast<unsigned>(most);
-    }
+    const Device device = current_device();
+    const int64_t most = tuning.blocks_per_multiprocessor * device.multiprocessors;
+    if (most > 0 && grid.x > most) grid.x = static_cast<unsigned>(most);
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;
     config.stream = static_cast<cudaStream_t>(stream);
     cudaLaunchAttribute early{};
-    if (grid.x <= tuned.dependent_blocks && attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+    if (tuning.dependent && device.major >= 9) {
       early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       early.val.programmaticStreamSerializationAllowed = 1;
       config.attrs = &early;
@@ -56,12 +70,10 @@ struct Launcher {
 
 void tune_launches(const LaunchTuning& wanted) { tuning = wanted; }
 
-int add_l2norm(const AddL2NormArgs& args, void* stream) {
-  return kernels::launch_add_l2norm(args, Launcher{stream, tuning});
-}
+int add_l2norm(const AddL2NormArgs& args, void* stream) { return kernels::launch_add_l2norm(args, Launcher{stream}); }
 
 int add_rms_norm(const AddRmsNormArgs& args, void* stream) {
-  return kernels::launch_add_rms_norm(args, Launcher{stream, tuning});
+  return kernels::launch_add_rms_norm(args, Launcher{stream});
 }
 
 int row_l2norm(const RowL2NormArgs& args, void* stream) { return kernels::launch_row_l2norm(args, Launcher{stream}); }

@@ -21,13 +21,13 @@ int scatter_rows(const ScatterRowsArgs& args, void* stream);
 
 const char* error_string(int error);
 
-// How the adds are launched. The defaults are what users get; bench/ changes them to compare.
+// How kernels are launched. The defaults are what users get; bench/ changes them to compare.
 struct LaunchTuning {
   // 0: a block for each row, or group of rows; n: at most n blocks for each multiprocessor, which walk the rows.
   int64_t blocks_per_multiprocessor = 0;
-  // Launches of up to so many blocks may begin before the kernel ahead of them in the stream has ended (programmatic
-  // dependent launch, sm_90 and newer); they wait for its results before they read.
-  int64_t dependent_blocks = 0;
+  // Whether kernels may begin before the one ahead of them in the stream has ended (programmatic dependent launch,
+  // sm_90 and newer); they wait for its results before they read.
+  bool dependent = true;
 };
 void tune_launches(const LaunchTuning& tuning);
 

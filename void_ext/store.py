@@ -80,6 +80,11 @@ class TraceStore:
     def capacity(self) -> int:
         return self._tables["norms"].shape[1] if self._tables else 0
 
+    @property
+    def tables(self) -> list[Tensor]:
+        """The tables as they are, room for more positions included."""
+        return list(self._tables.values())
+
     def has(self, name: str) -> bool:
         return name in self._new
 

@@ -15,6 +15,7 @@ constexpr int kFlagsPerThread = 8;
 constexpr int kFlagsPerWarp = kWarp * kFlagsPerThread;
 
 static __global__ void __launch_bounds__(kMaxCompactThreads) compact_kernel(const CompactArgs args) {
+  wait_for_stream();
   __shared__ uint32_t totals[kMaxCompactThreads / kWarp];  // flags set in each warp's part of the tile
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;

@@ -13,6 +13,7 @@ namespace void_ext::kernels {
 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) exit_select_kernel(const ExitSelectArgs args) {
+  wait_for_stream();
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {

@@ -11,6 +11,7 @@ template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const RowL2NormArgs args) {
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
+  wait_for_stream();
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
     Squares squares;
@@ -24,6 +25,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const 
         squares.add(k, x, first + k * blockDim.x < packs);
       }
     }
+    let_next_begin();
     float sum[1] = {squares.total()};
     row_sum(sum);
     if (threadIdx.x == 0) args.norms[row * args.norms_stride] = __fsqrt_rn(sum[0]);

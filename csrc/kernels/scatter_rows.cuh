@@ -11,6 +11,7 @@ namespace void_ext::kernels {
 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) scatter_rows_kernel(const ScatterRowsArgs args) {
+  wait_for_stream();
   using Bits = typename Element<T>::Bits;
   const uint32_t packs = pack_count<T>(args.width);
   const int64_t count = *args.count < args.capacity ? *args.count : args.capacity;

@@ -14,6 +14,7 @@ constexpr int kMaskRows = 128;
 constexpr int kMaskLayers = kWarp;
 
 static __global__ void __launch_bounds__(kMaskRows) void_mask_kernel(const VoidMaskArgs args) {
+  wait_for_stream();
   __shared__ float norms[kMaskRows][kMaskLayers + 1];  // odd row lengths in words: a column meets every bank once
   __shared__ bool flags[kMaskRows][kMaskLayers + 4];   // in: executed, out: active
   const int lane = threadIdx.x % kWarp;

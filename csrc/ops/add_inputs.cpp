@@ -10,12 +10,12 @@ AddInputs::AddInputs(const char* op, const Tensor& residual, const Tensor& updat
   rows_ = row_shape(residual_);
   if (norms != nullptr) {
     norms_.emplace(op, "norms", *norms);
-    norms_stride_ = check_table(*norms_, residual_, rows_.count);
+    norms_stride_ = check_written_table(*norms_, residual_, rows_.count);
     check_column(op, column, 0, norms_->sizes[1] - 1, "a column of norms");
   }
   if (updates) {
     updates_.emplace(op, "updates", *updates);
-    updates_stride_ = check_table(*updates_, residual_, rows_.count);
+    updates_stride_ = check_written_table(*updates_, residual_, rows_.count);
     check_column(op, column, 1, updates_->sizes[1], "as the update norm goes to column - 1 of updates");
   }
 }
@@ -45,6 +45,7 @@ void AddInputs::choose(const Choice& choice) {
   if (judged) {
     if (!norms_) fail(op_, "norms", "expected the table that a verdict is read from beside active or kept, got None");
     check_column(op_, column_, 1, norms_->sizes[1] - 1, "as a verdict on a layer needs the norm before it too");
+    check_neighbouring_columns(*norms_, " beside active or kept");
     check_alpha(op_, choice.alpha);
     modes_.layer = column_ - 1;
     modes_.alpha = static_cast<float>(choice.alpha);

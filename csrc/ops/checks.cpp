@@ -225,7 +225,9 @@ int64_t check_index(const View& index, const View& count, const View& stream, in
   return index.strides[0];
 }
 
-int64_t check_table(const View& table, const View& stream, int64_t rows) {
+namespace {
+
+void check_table_shape(const View& table, const View& stream, int64_t rows) {
   if (table.dtype != aoti_torch_dtype_float32())
     fail(table.op, table.name, "expected float32, got ", table.dtype_name());
   if (table.dim != 2) fail(table.op, table.name, "expected two dimensions, [rows, columns], got shape ", table.shape());
@@ -234,18 +236,41 @@ int64_t check_table(const View& table, const View& stream, int64_t rows) {
     fail(table.op, table.name, "expected at least ", rows, " rows, one for each row of ", stream.name, ", got shape ",
          table.shape());
   }
+}
+
+[[noreturn]] void fail_sharing(const View& table) {
+  fail(table.op, table.name, "expected rows that share no element, got shape ", table.shape(), " with strides ",
+       bracketed(table.strides, table.dim));
+}
+
+}  // namespace
+
+void check_neighbouring_columns(const View& table, const char* why) {
   if (table.sizes[1] > 1 && table.strides[1] != 1) {
-    fail(table.op, table.name, "expected neighbouring columns (stride 1), got strides ",
+    fail(table.op, table.name, "expected neighbouring columns (stride 1)", why, ", got strides ",
          bracketed(table.strides, table.dim));
   }
-  if (rows > 1 && table.strides[0] < table.sizes[1]) {
-    fail(table.op, table.name, "expected rows that share no element, got shape ", table.shape(), " with strides ",
-         bracketed(table.strides, table.dim));
-  }
+}
+
+int64_t check_table(const View& table, const View& stream, int64_t rows) {
+  check_table_shape(table, stream, rows);
+  check_neighbouring_columns(table, "");
+  if (rows > 1 && table.strides[0] < table.sizes[1]) fail_sharing(table);
   return table.strides[0];
 }
 
-float* column_of(const View& table, int64_t column) { return static_cast<float*>(table.tensor.data_ptr()) + column; }
+int64_t check_written_table(const View& table, const View& stream, int64_t rows) {
+  check_table_shape(table, stream, rows);
+  const int64_t row = table.strides[0], column = table.strides[1], columns = table.sizes[1];
+  const bool positive = (rows <= 1 || row >= 1) && (columns <= 1 || column >= 1);
+  const bool apart = rows <= 1 || columns <= 1 || row > (columns - 1) * column || column > (rows - 1) * row;
+  if (!positive || !apart) fail_sharing(table);
+  return row;
+}
+
+float* column_of(const View& table, int64_t column) {
+  return static_cast<float*>(table.tensor.data_ptr()) + column * table.strides[1];
+}
 
 void check_column(const char* op, int64_t column, int64_t low, int64_t high, const char* why) {
   if (column < low || column > high) {

@@ -86,6 +86,9 @@ int64_t check_index(const View& index, const View& count, const View& stream, in
 
 // A table float32 [R, C] on the stream's device, R >= rows, unit column stride, rows apart. Returns its row stride.
 int64_t check_table(const View& table, const View& stream, int64_t rows);
+// The same where one column alone is written to: columns may lie apart, as long as no two elements are one.
+int64_t check_written_table(const View& table, const View& stream, int64_t rows);
+void check_neighbouring_columns(const View& table, const char* why);
 float* column_of(const View& table, int64_t column);
 void check_column(const char* op, int64_t column, int64_t low, int64_t high, const char* why);
 

@@ -11,8 +11,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 // For bench/launches.py alone, which finds it by its name.
 extern "C" __attribute__((visibility("default"))) void void_ext_tune_launches(int64_t blocks_per_multiprocessor,
-                                                                              int64_t dependent_blocks) {
-  void_ext::cuda::tune_launches({blocks_per_multiprocessor, dependent_blocks});
+                                                                              int dependent) {
+  void_ext::cuda::tune_launches({blocks_per_multiprocessor, dependent != 0});
 }
 
 namespace void_ext {

@@ -73,6 +73,53 @@ def test_a_traced_token_waits_for_nothing(fuse: str, cuda: torch.device, tiny: A
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("settings", [{"fuse": "add"}, {"fuse": "norm"}, {"mode": "skip"}], ids=str)
+@torch.no_grad()
+def test_what_a_graph_writes_to_outlives_the_trace(settings: Any, cuda: torch.device, tiny: Any) -> None:
+    """Replays after other prompts, longer and in larger batches, after a reset and after unpatching write to nobody's
+    memory: what the patch would have given back is refilled here, and looked at again."""
+    from transformers import StaticCache
+
+    model = tiny("llama").to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    if settings.get("mode") == "skip":
+        settings = {**settings, "plan": void_ext.VoidPlan.from_layers(6, skip=[2, 3])}
+    handle = void_ext.patch(model, **settings)
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    model(ids, past_key_values=cache)
+    token = ids[:, :1].clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        model(token, past_key_values=cache)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(token, past_key_values=cache).logits
+    lengths = [layer.cumulative_length.clone() for layer in cache.layers]
+
+    def replayed() -> torch.Tensor:
+        for layer, length in zip(cache.layers, lengths, strict=True):
+            layer.cumulative_length.copy_(length)
+        graph.replay()
+        return output.clone()
+
+    expected = replayed()
+
+    def look() -> None:
+        others = [torch.full((size,), 7.0, device=cuda) for size in (32, 96, 128, 256, 1024, 4096) for _ in range(64)]
+        assert_bits_equal(replayed(), expected, "logits")
+        assert all(bool((other == 7.0).all()) for other in others)
+
+    for batch, length in ((3, 1), (3, 40), (5, 70)):
+        model(torch.ones(batch, length, dtype=torch.long, device=cuda))
+        look()
+    handle.reset()
+    look()
+    void_ext.unpatch(model)
+    look()
+
+
 @pytest.mark.parametrize("fuse", ["add", "norm"])
 @torch.no_grad()
 def test_a_graph_holds_a_traced_step(fuse: str, cuda: torch.device, tiny: Any) -> None:

@@ -37,6 +37,7 @@ class Tables:
     updates: Tensor | None
     halves: Tensor | None
     writer: RowNorms | None  # into norms
+    by_column: Tensor | None  # the memory of norms, ``[(L + 1) * rows, 1]``, where a column's elements are neighbours
     batch: int = 0  # that the views below are for
     views: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,18 +50,21 @@ class Tables:
         return self.views
 
     @classmethod
-    def new(cls, recording: Recording, rows: int, device: torch.device) -> Tables:
-        def table(width: int) -> Tensor:
-            return torch.empty(rows, width, dtype=torch.float32, device=device)
+    def new(cls, recording: Recording, rows: int, device: torch.device, by_column: bool) -> Tables:
+        def table(*shape: int) -> Tensor:
+            return torch.empty(*shape, dtype=torch.float32, device=device)
 
         # A table made under inference_mode could not be read back in a later call outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            norms = table(recording.layers + 1)
+            columns = recording.layers + 1
+            memory = table(columns * rows, 1) if by_column else None
+            norms = table(rows, columns) if memory is None else memory.view(columns, rows).t()
             return cls(
                 norms,
-                table(recording.layers) if recording.updates else None,
-                table(recording.layers) if recording.halves else None,
+                table(rows, recording.layers) if recording.updates else None,
+                table(rows, recording.layers) if recording.halves else None,
                 RowNorms(norms) if device.type == "cpu" and tensors_visible() else None,
+                memory,
             )
 
 
@@ -78,6 +82,7 @@ class Call:
     updates: Tensor | None = None
     halves: Tensor | None = None
     ordinal = -1  # of norms' device: -1 is the CPU
+    captured = False  # by a CUDA graph
     writer: RowNorms | None = None  # into norms, of few rows on a CPU
     exit: ExitSelector | None = None
     normed: Tensor | None = None  # the next layer's normed input, where the closing add has made it
@@ -311,6 +316,7 @@ class Call:
             self.recording.adds_alone
             and self.native
             and self.halted is None
+            and not self.captured  # a graph spares the host its part
             and stream.numel() <= _KEPT_ELEMENTS[stream.device.type]
         )
 
@@ -323,23 +329,34 @@ class Call:
             self.tap(self.norms, column, streams[column])
 
     def _take_at_once(self, streams: list[Tensor]) -> int:
-        """All norms in three launches, where the streams are alike; how many were taken."""
+        """All norms in two launches or three, where the streams are alike; how many were taken."""
         first = streams[0]
         kind = first.shape, first.dtype, first.device
         if any((stream.shape, stream.dtype, stream.device) != kind for stream in streams):
             return 0
-        count, rows = len(streams), self.batch * self.length
-        norms = torch.empty(count * rows, 1, dtype=torch.float32, device=first.device)
-        _row_l2norm(torch.stack(streams).detach(), norms, 0)
-        self.norms[:rows, :count].copy_(norms.view(count, rows).t())
-        return count
+        together = torch.stack(streams).detach()
+        by_column = self._tables[first.device].by_column
+        if by_column is not None:
+            _row_l2norm(together, by_column, 0)
+        else:
+            rows = self.batch * self.length
+            norms = torch.empty(len(streams) * rows, 1, dtype=torch.float32, device=first.device)
+            _row_l2norm(together, norms, 0)
+            self.norms[:, : len(streams)].copy_(norms.view(-1, rows).t())
+        return len(streams)
 
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         self._devices.append((self.next, device))
-        rows = self.batch * self.length
+        rows, cuda = self.batch * self.length, device.type == "cuda"
+        # Each row's norm is written by a block of its own: a GPU's memory takes neighbours together. A verdict inside
+        # of a call reads along the rows.
+        by_column = cuda and not (self.compiled or self._halting is not None or self.recording.mode == "exit")
+        self.captured = cuda and torch.cuda.is_current_stream_capturing()
         tables = self._tables.get(device)
-        if tables is None or tables.norms.shape[0] != rows:
-            tables = self._tables[device] = Tables.new(self.recording, rows, device)
+        # What a CUDA graph writes to has to be the graph's own memory, which lives as long as it does.
+        alike = tables is not None and tables.norms.shape[0] == rows and (tables.by_column is not None) == by_column
+        if tables is None or not alike or self.captured:
+            tables = self._tables[device] = Tables.new(self.recording, rows, device, by_column)
         self.norms, self.updates, self.halves = tables.norms, tables.updates, tables.halves
         self.writer = tables.writer
         self.ordinal = self.norms.get_device()

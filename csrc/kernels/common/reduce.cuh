@@ -40,18 +40,23 @@ int launch_rows(Launch&& launch, void (*kernel)(Args), int64_t rows, int64_t wid
 __device__ __forceinline__ int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
 __device__ __forceinline__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * blockDim.y; }
 
-// First in a kernel that may be launched before the one ahead of it has ended (LaunchTuning): returns once everything
-// ahead is done and can be read.
-__device__ __forceinline__ void wait_for_stream() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next such kernel begin, which will wait for this one's results as above.
+// Lets the next kernel of ours in the stream begin, as far as it comes without this one's results (LaunchTuning).
 __device__ __forceinline__ void let_next_begin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Blocks of a grid so small that those of the kernels behind it find room beside them. Any other lets the next one
+// begin once its own loads are done: blocks that only wait would take the place of blocks that work (measured: 64 rows
+// of 8192 on an H100 take 0.5 us longer).
+constexpr unsigned kFewBlocks = 16;
+
+// First in every kernel: returns once everything ahead in the stream is done and can be read.
+__device__ __forceinline__ void wait_for_stream() {
+  if (gridDim.x <= kFewBlocks) let_next_begin();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
