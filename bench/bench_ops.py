@@ -37,6 +37,9 @@ COLUMN = 17
 ALPHA = 0.8
 WARMUPS = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IN_L2 = (
+    "decode-in-L2"  # one buffer set for all calls: in a model's decode step the kernel ahead has just written the rows
+)
 # (kind, rows, width): SmolLM2-135M 576, Qwen2.5-7B 3584, Llama-3-8B and Mistral-7B 4096, Llama-3-70B 8192; decode is a
 # batch of single tokens, prefill a prompt.
 SHAPES = {
@@ -48,6 +51,10 @@ SHAPES = {
         ("decode", 64, 3584),
         ("decode", 64, 8192),
         ("decode", 64, 576),
+        *(
+            (IN_L2, rows, width)
+            for rows, width in ((1, 4096), (8, 4096), (64, 4096), (64, 3584), (64, 8192), (64, 576))
+        ),
         ("prefill", 512, 3584),
         ("prefill", 4096, 576),
         ("prefill", 4096, 3584),
@@ -337,9 +344,13 @@ class Rounds:
         self.seconds.append(first.elapsed_time(last) / 1e3)
 
 
-def _copies(size: int, sets: int, device: str, pool: Any) -> dict[str, Rounds]:
+def _copies(size: int, sets: int, again: bool, device: str, pool: Any) -> dict[str, Rounds]:
     count = max(1, size // 8)
-    pairs = [(torch.rand(count, device=device), torch.empty(count, device=device)) for _ in range(sets)]
+
+    def pair() -> tuple[Tensor, Tensor]:
+        return torch.rand(count, device=device), torch.empty(count, device=device)
+
+    pairs = [pair()] * sets if again else [pair() for _ in range(sets)]
     return {
         "copy_": Rounds(lambda source, target: target.copy_(source), pairs, device, pool),
         "neg": Rounds(lambda source, target: torch.neg(source, out=target), pairs, device, pool),
@@ -411,7 +422,9 @@ def _measure(
 ) -> None:
     least, most, spread = CALLS[device]
     pool = torch.cuda.graph_pool_handle() if device == "cuda" else None  # no two graphs run at once
-    sets = [case.make() for _ in range(max(least, min(most, spread // case.bytes)))]
+    count = max(least, min(most, spread // case.bytes))
+    again = facts["kind"] == IN_L2
+    sets = [case.make()] * count if again else [case.make() for _ in range(count)]
     subject = Rounds(case.op, sets, device, pool)
     others: dict[str, Rounds] = {}
     for name, call in case.alternatives.items():
@@ -422,7 +435,7 @@ def _measure(
     for way in WAYS if case.launches and device == "cuda" else ():
         with launched(way):  # a graph keeps it
             others[way] = Rounds(case.op, sets, device, pool)
-    others |= _copies(case.bytes, len(sets), device, pool)
+    others |= _copies(case.bytes, len(sets), again, device, pool)
     flusher = torch.zeros(FLUSH[device] // 4, device=device)
 
     def before() -> None:

@@ -117,7 +117,7 @@ def _ops_table(rows: list[Row]) -> str:
     lines = [_line(head), _rule(len(head))]
     for row in rows:
         ratios = [f"{row['alternatives'][name]['ratio']:.2f}" if name in row["alternatives"] else "–" for name in names]
-        shape = f"{row['rows']} × {row['width']}"
+        shape = f"{row['rows']} × {row['width']}" + (", in L2" if row.get("kind") == "decode-in-L2" else "")
         figures = [_time(row["seconds"]), f"{row['gbps']:.1f}", f"{100 * row['share_of_copy']:.0f} %"]
         lines.append(_line([row["dtype"], shape, *figures, *ratios]))
     return "\n".join(lines)
@@ -164,7 +164,9 @@ def _work(row: Row) -> tuple[object, ...]:
 
 
 def _ops_key(row: Row) -> str:
-    return f"{row['op']} {row['dtype']} {row['rows']}×{row['width']}"
+    return f"{row['op']} {row['dtype']} {row['rows']}×{row['width']}" + (
+        " in L2" if row.get("kind") == "decode-in-L2" else ""
+    )
 
 
 def _pairs_key(row: Row) -> str:
