@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--cell-seconds", type=float, default=6.0, help="a cell stops here, with the pairs it has")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds after which no new cell is begun")
+    parser.add_argument("--variants", nargs="+", choices=models.VARIANTS, default=models.VARIANTS)
     parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--out", type=Path, default=RESULTS / "e2e-gpu.json")
     options = parser.parse_args(arguments)
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     ledger = Ledger(options.out, "e2e", options.device, earlier(options.out, options.device))
     complete = True
     for name in options.models:
-        cells = list(_cells(name, options.works))
+        cells = [cell for cell in _cells(name, options.works) if cell["variant"] in options.variants]
         cells = [cell for cell in cells if not ledger.has(**cell)]
         if cells and time.monotonic() < end:
             cells = _measure(ledger, name, cells, options, end)

@@ -28,6 +28,7 @@ OPS = (
     *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
     *("keep_rows", "compact", "gather_rows", "scatter_rows"),
 )
+WITHOUT_DTYPE = ("void_mask", "compact")
 DTYPES = ("bfloat16", "float32", "float16")
 # Tests marked gpu, in parts that run beside each other.
 TESTS = (
@@ -37,7 +38,8 @@ TESTS = (
     ("python_tests", "--ignore=python_tests/gpu", "--ignore=python_tests/ops"),
 )
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-PROCESSES = 12  # of the op benchmarks at once; each holds some GB of the device's memory
+PROCESSES = 14  # of the op benchmarks at once; each holds some GB of the device's memory
+ROUNDS = 12  # of each variant of an op, in turns
 QUOTED = 30  # lines of a failed command's output
 WHEELS = ROOT / "build" / "wheels"
 COUNTERS = "dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum.per_second,gpu__time_duration.sum"
@@ -150,15 +152,16 @@ def wheels(step: Step) -> dict[str, str]:
 def ops(step: Step) -> bool:
     """The op benchmarks, one process for an op and dtype, merged into gpu-ops-rows.json for bench.report."""
     environment = wheels(step)
-    parts = {f"{op}-{dtype}": RESULTS / f"gpu-ops-{op}-{dtype}.json" for dtype in DTYPES for op in OPS}
-    for name in ("void_mask", "compact"):  # rows of one kind alone
-        parts.pop(f"{name}-bfloat16")
-        parts.pop(f"{name}-float16")
+    names = [f"add_rms_norm-{dtype}-{kind}" for dtype in DTYPES for kind in ("decode", "prefill")]  # the longest first
+    rest = [op for op in OPS if op != "add_rms_norm"]
+    # Rows of one kind alone have no dtype.
+    names += [f"{op}-{dtype}" for dtype in DTYPES for op in rest if op not in WITHOUT_DTYPE or dtype == "float32"]
+    parts = {name: RESULTS / f"gpu-ops-{name}.json" for name in names}
     environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are as many processes
     lock = RESULTS / "gpu-ops.lock"
 
     def measure(name: str) -> None:
-        wanted = ("-k", f"test_op and {name}-", "--device=cuda", f"--lock={lock}")
+        wanted = ("-k", f"test_op and {name}-", "--device=cuda", f"--rounds={ROUNDS}", f"--lock={lock}")
         command = ("-m", "pytest", "bench/bench_ops.py", "-q", f"--benchmark-json={parts[name]}", *wanted)
         status = step.run(sys.executable, *command, env=environment, log=f"gpu-ops-{name}")
         step.done[name] = "measured" if status == 0 else f"exit status {status}"
@@ -216,7 +219,7 @@ def sanitize(step: Step) -> bool:
 
 
 def profile(step: Step) -> bool:
-    """What ncu counts for the two main kernels at 4096 x 4096 in bfloat16: bandwidth of the device memory, and time."""
+    """What ncu counts for the two main kernels at 16384 x 4096 in bfloat16: device memory's bandwidth, and time."""
     tool = shutil.which("ncu")
     if tool is None:
         step.unavailable["ncu"] = "not on PATH"

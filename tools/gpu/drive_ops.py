@@ -119,9 +119,9 @@ def drive_dispatch(residual: Tensor, update: Tensor, added: Tensor, where: str) 
 
 
 def drive_large(device: torch.device) -> int:
-    """The two adds on 4096 rows of 4096 in bfloat16, once each and in every variant that a model uses."""
-    residual, update = (torch.randn(4096, 4096, device=device).bfloat16() for _ in range(2))
-    norms, weight = torch.zeros(4096, LAYERS + 1, device=device), torch.rand(4096, device=device).bfloat16()
+    """The two adds on 16384 rows of 4096 in bfloat16, once each and in every variant that a model uses."""
+    residual, update = (torch.randn(16384, 4096, device=device).bfloat16() for _ in range(2))
+    norms, weight = torch.zeros(LAYERS + 1, 16384, device=device).t(), torch.rand(4096, device=device).bfloat16()
     for _ in range(3):
         ops.add_l2norm(residual, update, norms, 2)
         ops.add_rms_norm(residual, update, weight, 1e-5, norms, 3)
