@@ -21,12 +21,14 @@ RESULTS = ROOT / "bench" / "results"
 
 @functools.cache
 def commit() -> str:
-    """The commit measured, ``+changes`` where the tree differs from it; VOID_EXT_COMMIT where there is no git."""
+    """VOID_EXT_COMMIT, for a copy of the tree; else the commit, ``+changes`` where the tree differs from it."""
     try:
+        if named := os.environ.get("VOID_EXT_COMMIT"):
+            return named
         name = _git("rev-parse", "--short=12", "HEAD")
         return name + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("VOID_EXT_COMMIT", "unknown")
+        return "unknown"
 
 
 @functools.cache

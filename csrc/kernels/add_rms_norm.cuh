@@ -91,8 +91,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerRow) add_rms_norm_resident_kerne
 
 // Every other call: wide rows, any alignment, modes. Which formula is asked at run time, the same for all threads.
 template <typename T, typename W, bool kAligned, bool kModes>
-__global__ void __launch_bounds__(kMaxThreadsPerRow, kModes ? 1 : 2)
-    add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
+__global__ void __launch_bounds__(kMaxThreadsPerRow, 1) add_rms_norm_reread_kernel(const AddRmsNormArgs args) {
   using Bits = typename Element<T>::Bits;
   wait_for_stream();
   for (int64_t row = first_row(); row < args.add.rows; row += row_step()) {

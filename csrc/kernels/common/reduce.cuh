@@ -11,8 +11,8 @@ namespace void_ext::kernels {
 
 constexpr int kWarp = 32;
 
-// With 1024, a thread would have 64 registers: too few for add_rms_norm's resident kernel, which takes up to 86 on
-// sm_100. The others are held to 64 (two such blocks), so that four times 128 bits a thread and operand find room in
+// With 1024, a thread would have 64 registers: too few for add_rms_norm, which takes up to 121 (on sm_120), and for
+// verdicts. The others are held to 64 (two such blocks), so that four times 128 bits a thread and operand find room in
 // flight.
 constexpr int kMaxThreadsPerRow = 512;
 constexpr int kMaxWarps = kMaxThreadsPerRow / kWarp;
