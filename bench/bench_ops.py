@@ -328,8 +328,9 @@ class Rounds:
                 self._calls()
 
     def _calls(self) -> None:
-        for arguments in self._sets:
-            self._call(*arguments)
+        # Results are held: given back, their memory would be the next call's, which would find it in the caches.
+        held = [self._call(*arguments) for arguments in self._sets]
+        del held
 
     def run(self) -> None:
         if self._graph is None:
@@ -360,7 +361,8 @@ def _copies(size: int, sets: int, again: bool, device: str, pool: Any) -> dict[s
 
 @contextmanager
 def _alone(lock: str | None) -> Iterator[None]:
-    """Holds the file's lock: of several processes that compile at once, one at a time measures."""
+    """Holds the file's lock: of several processes that compile at once, one at a time measures. The others may try out
+    what they have compiled meanwhile: one call of each alternative."""
     if lock is None:
         yield
         return

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Step:
         old = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.done: dict[str, Any] = old.get("done", {}) if old.get("sources") == self.sources else {}
         self.unavailable: dict[str, str] = {}
+        self.lock = threading.Lock()
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -78,6 +80,12 @@ class Step:
         if log and status != 0:
             print("\n".join(path.read_text(errors="replace").splitlines()[-QUOTED:]), flush=True)
         return status
+
+    def note(self, name: str, outcome: str) -> None:
+        """What came of a part, kept at once: a step that is cut off goes on from there."""
+        with self.lock:
+            self.done[name] = outcome
+            self.save()
 
     def save(self) -> None:
         facts = describe("cuda" if _has_gpu() else "cpu")
@@ -164,14 +172,14 @@ def ops(step: Step) -> bool:
         wanted = ("-k", f"test_op and {name}-", "--device=cuda", f"--rounds={ROUNDS}", f"--lock={lock}")
         command = ("-m", "pytest", "bench/bench_ops.py", "-q", f"--benchmark-json={parts[name]}", *wanted)
         status = step.run(sys.executable, *command, env=environment, log=f"gpu-ops-{name}")
-        step.done[name] = "measured" if status == 0 else f"exit status {status}"
+        step.note(name, "measured" if status == 0 else f"exit status {status}")
 
     missing = [name for name, part in parts.items() if not (step.done.get(name) == "measured" and part.exists())]
-    # Compiling the alternatives takes most of the time, of the CPU alone; one process at a time measures.
+    # Compiling the alternatives takes most of the time, and little of the GPU's; one process at a time measures.
     with ThreadPoolExecutor(max(1, min(PROCESSES, (os.cpu_count() or 1) - 2))) as pool:
         list(pool.map(measure, missing))
-    step.save()
-    rows = [json.loads(part.read_text()) for part in parts.values() if part.exists()]
+    found = [part for name, part in parts.items() if step.done.get(name) == "measured" and part.exists()]
+    rows = [json.loads(part.read_text()) for part in found]
     if rows:
         merged = rows[0] | {"benchmarks": [row for part in rows for row in part["benchmarks"]]}
         write_json(RESULTS / "gpu-ops-rows.json", merged)
@@ -201,7 +209,7 @@ def skip(step: Step) -> bool:
 
 
 def sanitize(step: Step) -> bool:
-    """The kernels under each tool of compute-sanitizer, one at a time."""
+    """The kernels under each tool of compute-sanitizer, beside each other."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         step.unavailable["compute-sanitizer"] = "not on PATH"
@@ -210,7 +218,7 @@ def sanitize(step: Step) -> bool:
     def look(check: str) -> None:
         driver = (sys.executable, "tools/gpu/drive_ops.py")
         status = step.run(tool, f"--tool={check}", "--error-exitcode=77", *driver, log=f"gpu-{check}")
-        step.done[check] = {0: "clean", 77: "errors found", 124: "out of time"}.get(status, f"exit status {status}")
+        step.note(check, {0: "clean", 77: "errors found", 124: "out of time"}.get(status, f"exit status {status}"))
         print(f"{check}: {step.done[check]}", flush=True)
 
     with ThreadPoolExecutor(len(SANITIZERS)) as pool:

@@ -1,7 +1,7 @@
 // The CUDA side of launch.h: each op's launch plan stands beside its kernel; here it meets the runtime.
 #include <cuda_runtime.h>
 
-#include <vector>
+#include <atomic>
 
 #include "kernels/add_l2norm.cuh"
 #include "kernels/add_rms_norm.cuh"
@@ -20,25 +20,28 @@ namespace {
 
 LaunchTuning tuning;
 
-struct Device {
-  int multiprocessors = 0, major = 0;
-};
+constexpr int kMostDevices = 64;
 
-// The current device, asked once.
-Device current_device() {
-  static const std::vector<Device> devices = [] {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-    std::vector<Device> found(count);
-    for (int device = 0; device < count; ++device) {
-      (void)cudaDeviceGetAttribute(&found[device].multiprocessors, cudaDevAttrMultiProcessorCount, device);
-      (void)cudaDeviceGetAttribute(&found[device].major, cudaDevAttrComputeCapabilityMajor, device);
-    }
-    return found;
-  }();
-  int device = -1;
-  if (cudaGetDevice(&device) != cudaSuccess) return {};
-  return device >= 0 && device < static_cast<int>(devices.size()) ? devices[device] : Device{};
+int multiprocessors(int device) {
+  int count = 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
+}
+
+// Whether the code that runs on the current device waits for the kernel ahead (wait_for_stream): all kernels are
+// compiled for the same architectures, so one speaks for all. Not the device's architecture: it may run code of an
+// older one.
+bool waits(int device) {
+  static std::atomic<int> known[kMostDevices];  // 0: not asked yet, 1: no, 2: yes
+  if (device < 0 || device >= kMostDevices) return false;
+  int answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    cudaFuncAttributes code{};
+    const bool asked = cudaFuncGetAttributes(&code, kernels::void_mask_kernel) == cudaSuccess;
+    if (!asked) (void)cudaGetLastError();
+    answer = asked && code.ptxVersion >= 90 ? 2 : 1;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == 2;
 }
 
 struct Launcher {
@@ -46,15 +49,18 @@ struct Launcher {
 
   template <typename Args>
   int operator()(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) const {
-    const Device device = current_device();
-    const int64_t most = tuning.blocks_per_multiprocessor * device.multiprocessors;
-    if (most > 0 && grid.x > most) grid.x = static_cast<unsigned>(most);
+    int device = -1;
+    if (cudaGetDevice(&device) != cudaSuccess) (void)cudaGetLastError();
+    if (tuning.blocks_per_multiprocessor > 0) {
+      const int64_t most = tuning.blocks_per_multiprocessor * multiprocessors(device);
+      if (most > 0 && grid.x > most) grid.x = static_cast<unsigned>(most);
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;
     config.stream = static_cast<cudaStream_t>(stream);
     cudaLaunchAttribute early{};
-    if (tuning.dependent && device.major >= 9) {
+    if (tuning.dependent && waits(device)) {
       early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       early.val.programmaticStreamSerializationAllowed = 1;
       config.attrs = &early;

@@ -60,6 +60,7 @@ class TraceStore:
         self.layers = layers
         self.device = device
         self.length = 0
+        self.capacity = 0  # positions that there is room for
         self.phase: list[int] = []  # of each position; _UNSEEN where nothing was written
         self.call: list[int] = []  # which forward call wrote it last
         self.ordered = True
@@ -77,10 +78,6 @@ class TraceStore:
             self._new["executed"] = ((layers,), torch.bool, False)
 
     @property
-    def capacity(self) -> int:
-        return self._tables["norms"].shape[1] if self._tables else 0
-
-    @property
     def tables(self) -> list[Tensor]:
         """The tables as they are, room for more positions included."""
         return list(self._tables.values())
@@ -88,10 +85,18 @@ class TraceStore:
     def has(self, name: str) -> bool:
         return name in self._new
 
+    def _captured(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
     def reserve(self, length: int) -> None:
         """Make room for positions below ``length``."""
         if length <= self.capacity:
             return
+        if self._tables and self._captured():
+            raise RuntimeError(
+                f"void_ext: a CUDA graph is being captured, and the trace has no room for position {length - 1}; grown "
+                "there, it would grow in each replay. Run one call of that many tokens before the capture"
+            )
         capacity = max(length, 2 * self.capacity, _MIN_CAPACITY)
         # A tensor made under inference_mode could not be written under no_grad later on.
         with torch.inference_mode(False), torch.no_grad():
@@ -100,6 +105,7 @@ class TraceStore:
                 if name in self._tables:
                     table[:, : self.length].copy_(self._tables[name][:, : self.length])
                 self._tables[name] = table
+        self.capacity = capacity
 
     def write(
         self,
@@ -113,7 +119,9 @@ class TraceStore:
     ) -> None:
         """Store ``length`` positions from ``start`` on; tables are ``[batch, length, …]``, mask None means all real."""
         end = start + length
-        self.reserve(end)
+        if end + length > self.capacity:
+            # One more such call finds room: it may be captured by a CUDA graph, where the tables must not grow.
+            self.reserve(end if self._captured() else end + length)
         for name, value in tables.items():
             self._put(name, start, end, value)
         self._put("tokens", start, end, -1 if tokens is None else tokens)

@@ -261,9 +261,9 @@ int64_t check_table(const View& table, const View& stream, int64_t rows) {
 
 int64_t check_written_table(const View& table, const View& stream, int64_t rows) {
   check_table_shape(table, stream, rows);
-  const int64_t row = table.strides[0], column = table.strides[1], columns = table.sizes[1];
-  const bool positive = (rows <= 1 || row >= 1) && (columns <= 1 || column >= 1);
-  const bool apart = rows <= 1 || columns <= 1 || row > (columns - 1) * column || column > (rows - 1) * row;
+  const int64_t row = table.strides[0], column = table.strides[1], all = table.sizes[0], columns = table.sizes[1];
+  const bool positive = (all <= 1 || row >= 1) && (columns <= 1 || column >= 1);
+  const bool apart = all <= 1 || columns <= 1 || row > (columns - 1) * column || column > (all - 1) * row;
   if (!positive || !apart) fail_sharing(table);
   return row;
 }

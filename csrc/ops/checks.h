@@ -86,7 +86,8 @@ int64_t check_index(const View& index, const View& count, const View& stream, in
 
 // A table float32 [R, C] on the stream's device, R >= rows, unit column stride, rows apart. Returns its row stride.
 int64_t check_table(const View& table, const View& stream, int64_t rows);
-// The same where one column alone is written to: columns may lie apart, as long as no two elements are one.
+// The same where one column alone is written to: columns may lie apart, where the step from one row, or one column, to
+// the next passes over the whole of the other.
 int64_t check_written_table(const View& table, const View& stream, int64_t rows);
 void check_neighbouring_columns(const View& table, const char* why);
 float* column_of(const View& table, int64_t column);

@@ -30,8 +30,8 @@ def add_l2norm(
         residual: ``(..., D)`` float32, float16 or bfloat16; ``rows`` is the product of the leading dimensions. Rows may
             be strided; what has no single row stride is copied first.
         update: like ``residual``: shape, dtype, device.
-        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units. Strides free, as long as no two
-            elements are one (a column that lies in one piece, ``torch.empty(C, R).t()``, is what a GPU writes fastest);
+        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units. By row or by column, with gaps
+            or without (a column that lies in one piece, ``torch.empty(C, R).t()``, is what a GPU writes fastest);
             beside ``active`` or ``kept``, columns neighbouring. Rows from ``rows`` on and other columns are left alone.
         column: ``0 <= column < C``; for a stream table, layer ``l`` writes column ``l + 1``.
         updates: ``(R', C')`` float32 of the same kind, or None; then ``1 <= column <= C'``.

@@ -14,8 +14,8 @@ def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
     Args:
         stream: ``(..., D)`` float32, float16 or bfloat16; ``rows`` is the product of the leading dimensions. Rows may
             be strided; what has no single row stride is copied first.
-        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units. Strides free, as long as no two
-            elements are one. Rows from ``rows`` on and other columns are left alone.
+        norms: ``(R, C)`` float32, ``R >= rows``, written in place, in activation units. By row or by
+            column, with gaps or without. Rows from ``rows`` on and other columns are left alone.
         column: ``0 <= column < C``.
     Raises:
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.

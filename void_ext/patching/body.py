@@ -10,10 +10,9 @@ from torch import nn
 from torch._dynamo.eval_frame import skip_code
 from torch._subclasses.fake_tensor import FakeTensor
 
-from void_ext.patching.call import Call
-from void_ext.patching.captured import keep
+from void_ext.patching.captured import commit_captured
 from void_ext.patching.compiled import CompiledCall, refuse_inside
-from void_ext.patching.recorder import Recorder, Recorders
+from void_ext.patching.recorder import Recorders
 from void_ext.patching.registry import unwrapped
 from void_ext.patching.structure import refuse_sharded
 
@@ -92,16 +91,9 @@ class EndCall:
         elif output is None:
             recorder.abandon()
         elif call.captured:
-            self._commit_captured(recorder, call, module, output)
+            commit_captured(recorder, module, output)
         else:
             recorder.commit(output)
-
-    def _commit_captured(self, recorder: Recorder, call: Call, body: nn.Module, output: Any) -> None:
-        # The tables before and after: they may grow in between.
-        before = [] if recorder.store is None else recorder.store.tables
-        recorder.commit(output)
-        after = [] if recorder.store is None else recorder.store.tables
-        keep(body, [*before, *after, call.schedule])
 
 
 class BeforeFinalNorm:

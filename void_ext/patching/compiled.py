@@ -20,6 +20,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 from torch._dynamo.eval_frame import skip_code
 
 from void_ext.patching.call import Call
+from void_ext.patching.captured import commit_captured
 from void_ext.patching.exit import ExitSelector
 from void_ext.patching.recorder import Recorders
 
@@ -137,7 +138,11 @@ class CompiledEntry:
             try:
                 self._open(args, kwargs)
                 output = _under(callback, self._run, (forward, args, kwargs), {})
-                self.recorders.own.commit(output)
+                recorder = self.recorders.own
+                if recorder.call is not None and recorder.call.captured:
+                    commit_captured(recorder, self.body, output)
+                else:
+                    recorder.commit(output)
                 return output
             finally:
                 if self.recorders.own.call is not None:

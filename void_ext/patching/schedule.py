@@ -14,6 +14,7 @@ from torch import Tensor
 from void_ext.plan import Action, PhasePlan
 
 NONE, PROJECT, ALL, SOME = 0, 1, 2, 3
+_MASKS = 8  # sizes of calls to keep masks for: a prompt's, its chunks', a decode step's
 
 
 @dataclass
@@ -57,15 +58,22 @@ class Schedule:
         if key not in self._masks:
             assert self.attention_rows is not None
             assert self.mlp_rows is not None
+            _refuse_captured(device, batch, length)
             made = []
             for rows in (self.attention_rows, self.mlp_rows):
                 spread = rows.repeat_interleave(length, 1) if rows.shape[1] != batch * length else rows
                 if device.type == "cuda":
                     spread = spread.pin_memory().to(device, non_blocking=True)
                 made.append(spread)
-            self._masks.clear()  # lengths differ from call to call only around the prompt
+            if len(self._masks) == _MASKS:
+                del self._masks[next(iter(self._masks))]
             self._masks[key] = (made[0], made[1])
         return self._masks[key]
+
+    def on_device(self) -> list[Tensor]:
+        """What calls have read of it on the device."""
+        made = [mask for pair in self._masks.values() for mask in pair]
+        return made if self._executed is None else [*made, self._executed]
 
     def counts(self, layer: int, batch: int, length: int) -> tuple[int, int]:
         """Rows (of ``batch * length``) the plan wants to run attention and MLP of ``layer`` for; PROJECT counts too."""
@@ -94,6 +102,7 @@ class Schedule:
         layers = len(self.attention)
         if self.attention_rows is None:
             if self._executed is None or self._executed.device != device:
+                _refuse_captured(device, batch, length)
                 ran = [a == ALL or m == ALL for a, m in zip(self.attention, self.mlp, strict=True)]
                 # Not an inference tensor, whatever mode this call is in: the next one may not be.
                 with torch.inference_mode(False):
@@ -101,6 +110,15 @@ class Schedule:
             return self._executed
         attention, mlp = self.masks(device, batch, length)
         return (attention | mlp).T.reshape(batch, length, layers)
+
+
+def _refuse_captured(device: torch.device, batch: int, length: int) -> None:
+    # What a graph copies from is gone when it is replayed.
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"void_ext: a CUDA graph is being captured, and this plan has not been on {device} yet for {batch} rows of "
+            f"{length} tokens. Run one such call before the capture"
+        )
 
 
 def of_phase(plan: PhasePlan, phase: int, ended: Sequence[bool] = ()) -> Schedule:
