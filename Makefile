@@ -37,7 +37,7 @@ endif
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow build lint format nvcc-check kernels-host bench bench-overhead bench-skip \
         gpu gpu-build gpu-test gpu-bench-ops gpu-bench-e2e gpu-bench-skip gpu-sanitize gpu-profile gpu-wheels \
-        clean FORCE
+        gpu-rivals clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -141,6 +141,9 @@ gpu-profile: ## what ncu counts for the two main kernels
 
 gpu-wheels: $(STAMPS)/packages ## (needs a network) rivals that are pure wheels, into build/wheels, to be carried along
 	$(RUN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest build/wheels liger-kernel==0.8.5
+
+gpu-rivals: ## (needs a network, nvcc, a Python like the GPU machine's; no GPU) rivals compiled ahead, into build/rivals
+	$(GPU_PYTHON) tools/gpu/compile_rivals.py $(ARGS)
 
 gpu: ## all of these, in the order of their worth; a failed one does not stop the next
 	$(GPU_PYTHON) -m bench.gpu all

@@ -3,7 +3,7 @@
 Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`) and takes up where the last
 call left off as long as the sources are the same. Results, and what was unavailable, go to bench/results/gpu-*.json and
 to $OUT where that is set. Pure wheels that lie in build/wheels (`make gpu-wheels`) are used where the packages are not
-installed: rivals to be compared with.
+installed, and build/rivals (`make gpu-rivals`) is: rivals to be compared with.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ PROCESSES = 14  # of the op benchmarks at once; each holds some GB of the device
 ROUNDS = 12  # of each variant of an op, in turns
 QUOTED = 30  # lines of a failed command's output
 WHEELS = ROOT / "build" / "wheels"
+RIVALS = ROOT / "build" / "rivals"
 COUNTERS = "dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum.per_second,gpu__time_duration.sum"
 
 
@@ -146,15 +147,21 @@ def test(step: Step) -> bool:
 
 
 def wheels(step: Step) -> dict[str, str]:
-    """What to add to the environment so that packages from build/wheels are found, after all that is installed."""
+    """What to add to the environment so that the packages of build/wheels and build/rivals are found."""
     place = ROOT / "build" / "wheels-unpacked"
     for wheel in sorted(WHEELS.glob("*-none-any.whl")):
         with zipfile.ZipFile(wheel) as archive:  # unpacked: Triton reads the source of its kernels
             archive.extractall(place)
+    places = [folder for folder in (place, RIVALS) if folder.exists()]
     for packages in (("liger_kernel",), ("flashinfer",), ("quack", "rivals_aot")):
-        if not any(importlib.util.find_spec(package) or (place / package).exists() for package in packages):
-            step.unavailable[packages[0]] = "not installed, and no wheel of it in build/wheels"
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(place)]))}
+        carried = any((folder / package).exists() for folder in places for package in packages)
+        if not carried and not any(importlib.util.find_spec(package) for package in packages):
+            step.unavailable[packages[0]] = "not installed, and not in build/wheels or build/rivals"
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *map(str, places)]))}
+    if RIVALS in places:  # its FlashInfer has the CUDA norms alone and nothing to compile; the home may be read-only
+        environment |= {"FLASHINFER_USE_CUDA_NORM": "1", "FLASHINFER_DISABLE_JIT": "1"}
+        environment["FLASHINFER_WORKSPACE_BASE"] = str(ROOT / "build")
+    return environment
 
 
 def ops(step: Step) -> bool:
