@@ -209,7 +209,7 @@ def skip(step: Step) -> bool:
     if importlib.util.find_spec("transformers") is None:
         step.unavailable["transformers"] = "not installed"
         return False
-    options = ("--device", "cuda", "--cell-seconds", "8", "--limit", str(int(step.left() - 20)))
+    options = ("--device", "cuda", "--cell-seconds", "5", "--limit", str(int(step.left() - 20)))
     status = step.run(sys.executable, "-m", "bench.bench_skip", *options)
     step.done["skip"] = "measured" if status == 0 else f"exit status {status}"
     return status == 0
