@@ -1,4 +1,4 @@
-"""Tables and plots from results: `python -m bench.report results.json [other.json] [--plot PNG]`.
+"""Tables and plots from results: `python -m bench.report results.json [other.json] [--rows REGEX] [--plot PNG]`.
 
 Prints Markdown. One file: its table. Two files of one kind: their rows side by side, and the second's time over the
 first's. Knows the JSON of bench_ops (pytest-benchmark), and of the benchmarks that compare
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,12 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--plot", type=Path, help="write a picture of the first file's rows here")
+    parser.add_argument("--rows", metavar="REGEX", default="", help="only the rows in whose name this is found")
     options = parser.parse_args(arguments)
-    first = load(options.results)
+    first = load(options.results, options.rows)
     if options.other is None:
         print(tables(first))
     else:
-        second = load(options.other)
+        second = load(options.other, options.rows)
         if first["kind"] != second["kind"]:
             parser.error(f"expected two results of one kind, got {first['kind']} and {second['kind']}")
         print(comparison(first, second, options.results.stem, options.other.stem))
@@ -37,8 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def load(path: Path) -> dict[str, Any]:
-    """``{"kind", "environment", "rows"}`` of any result file."""
+def load(path: Path, wanted: str = "") -> dict[str, Any]:
+    """``{"kind", "environment", "rows"}`` of any result file, of the rows in whose name ``wanted`` is found."""
+    results = _load(path)
+    key = _ops_key if results["kind"] == "ops" else _pairs_key
+    rows = [row for row in results["rows"] if re.search(wanted, key(row))]
+    if not rows:
+        raise ValueError(f"{path}: expected rows with {wanted!r} in their names, got none")
+    return results | {"rows": rows}
+
+
+def _load(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     if "benchmarks" in content:
         rows = [bench["extra_info"] for bench in content["benchmarks"] if "seconds" in bench["extra_info"]]
@@ -100,7 +111,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.set_xlabel(f"time over {ideal}, median and 95 % interval")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_title(_heading(results["environment"]), fontsize=8)
+    figure.suptitle(_heading(results["environment"]), fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

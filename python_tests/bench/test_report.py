@@ -80,3 +80,14 @@ def test_plots_are_pictures(tmp_path: Path, make: Any) -> None:
     done = report(make(tmp_path / "a.json"), "--plot", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_some_rows(tmp_path: Path) -> None:
+    path = ops_file(tmp_path / "a.json", 1e-3, rows=(1, 8, 64))
+    done = report(path, "--rows", "(1|64)×64$")
+    assert "| float32 | 1 × 64 |" in done.stdout
+    assert "| float32 | 64 × 64 |" in done.stdout
+    assert "| float32 | 8 × 64 |" not in done.stdout
+    done = report(path, "--rows", "bfloat16")
+    assert done.returncode != 0
+    assert "expected rows with 'bfloat16' in their names, got none" in done.stderr
