@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,10 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
 
 
 @pytest.fixture
-def interrupted(small: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals], None]:
+def interrupted(small: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[signal.Signals], None]]:
     """Makes the search send a signal to its process once it has begun to search."""
+    # A shell starts what runs in its background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     find = search.find_plans
 
     def by(number: signal.Signals) -> None:
@@ -173,7 +175,8 @@ def interrupted(small: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[signal
 
         monkeypatch.setattr(search, "find_plans", stopped)
 
-    return by
+    yield by
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
