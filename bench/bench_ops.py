@@ -443,8 +443,8 @@ def _measure(
     flusher = torch.zeros(FLUSH[device] // 4, device=device)
 
     def flush() -> None:
-        # Reads alone leave some of what the variant before has used in a GPU's L2; behind them nothing has to be
-        # written back in a round's time.
+        # Writing takes the caches from whoever ran before; behind the reads hardly anything of it is left to be written
+        # back in a round's time.
         flusher.add_(1.0)
         flusher.sum()
 
