@@ -1,4 +1,5 @@
-"""Every op against what a user would write without it, on cold caches (pytest-benchmark, one row a case).
+"""Every op against what a user would write without it, on cold caches, and for few rows on CUDA with the rows in L2 too
+(pytest-benchmark, one row a case).
 
 A *round* calls a variant once on each of several buffer sets that nothing has touched since the caches were flushed, so
 each call reads and writes memory. All variants take their rounds in turns, so that they meet the same machine. On CUDA

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from void_ext._capturing import capturing
+
 try:
     from void_ext._host import put_positions
 except ImportError:  # a trace can be read where nothing is built
@@ -85,14 +87,11 @@ class TraceStore:
     def has(self, name: str) -> bool:
         return name in self._new
 
-    def _captured(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
     def reserve(self, length: int) -> None:
         """Make room for positions below ``length``."""
         if length <= self.capacity:
             return
-        if self._tables and self._captured():
+        if self._tables and capturing(self.device):
             raise RuntimeError(
                 f"void_ext: a CUDA graph is being captured, and the trace has no room for position {length - 1}; grown "
                 "there, it would grow in each replay. Run one call of that many tokens before the capture"
@@ -121,7 +120,7 @@ class TraceStore:
         end = start + length
         if end + length > self.capacity:
             # One more such call finds room: it may be captured by a CUDA graph, where the tables must not grow.
-            self.reserve(end if self._captured() else end + length)
+            self.reserve(end if capturing(self.device) else end + length)
         for name, value in tables.items():
             self._put(name, start, end, value)
         self._put("tokens", start, end, -1 if tokens is None else tokens)

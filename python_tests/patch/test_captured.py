@@ -51,7 +51,7 @@ def test_a_captured_call_finds_room_after_one_of_its_size(monkeypatch: pytest.Mo
         assert store.capacity >= start + 2 * length
     write(store, 65, 61)
     tables = store.tables
-    monkeypatch.setattr(store, "_captured", lambda: True)
+    monkeypatch.setattr("void_ext.store.capturing", lambda device: True)
     write(store, 126, store.capacity - 126)
     assert all(now is before for now, before in zip(store.tables, tables, strict=True))
     with pytest.raises(RuntimeError, match="a CUDA graph is being captured, and the trace has no room for position"):

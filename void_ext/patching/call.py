@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from void_ext._capturing import capturing
 from void_ext._host import RowNorms, tensors_visible
 from void_ext.patching.exit import ExitSelector
 from void_ext.patching.recording import NATIVE_DTYPES, Recording
@@ -330,10 +331,9 @@ class Call:
             self.tap(self.norms, column, streams[column])
 
     def _take_at_once(self, streams: list[Tensor]) -> int:
-        """All norms in two launches or three, where the streams are alike; how many were taken."""
+        """All norms in two launches or three; how many were taken: none where a hook has changed the dtype."""
         first = streams[0]
-        kind = first.shape, first.dtype, first.device
-        if any((stream.shape, stream.dtype, stream.device) != kind for stream in streams):
+        if any(stream.dtype != first.dtype for stream in streams):
             return 0
         together = torch.stack(streams).detach()
         by_column = self._tables[first.device].by_column
@@ -348,11 +348,12 @@ class Call:
 
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         self._devices.append((self.next, device))
-        rows, cuda = self.batch * self.length, device.type == "cuda"
+        rows = self.batch * self.length
         # Each row's norm is written by a block of its own: a GPU's memory takes neighbours together. A verdict inside
         # of a call reads along the rows.
-        by_column = cuda and not (self.compiled or self._halting is not None or self.recording.mode == "exit")
-        if cuda and not self.captured and torch.cuda.is_current_stream_capturing():
+        by_row = self.compiled or self._halting is not None or self.recording.mode == "exit"
+        by_column = device.type == "cuda" and not by_row
+        if not self.captured and capturing(device):
             # What a CUDA graph writes to has to be the graph's own memory, which lives as long as it does, and nobody
             # else's.
             self.captured, self._tables = True, {}

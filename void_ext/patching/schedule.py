@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from void_ext._capturing import capturing
 from void_ext.plan import Action, PhasePlan
 
 NONE, PROJECT, ALL, SOME = 0, 1, 2, 3
@@ -114,7 +115,7 @@ class Schedule:
 
 def _refuse_captured(device: torch.device, batch: int, length: int) -> None:
     # What a graph copies from is gone when it is replayed.
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if capturing(device):
         raise RuntimeError(
             f"void_ext: a CUDA graph is being captured, and this plan has not been on {device} yet for {batch} rows of "
             f"{length} tokens. Run one such call before the capture"
