@@ -25,12 +25,6 @@ from typing import Any
 
 from bench.environment import RESULTS, ROOT, describe, sources, write_json
 
-OPS = (
-    *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
-    *("keep_rows", "compact", "gather_rows", "scatter_rows"),
-)
-WITHOUT_DTYPE = ("void_mask", "compact")
-DTYPES = ("bfloat16", "float32", "float16")
 # Tests marked gpu, in parts that run beside each other.
 TESTS = (
     ("python_tests/gpu",),
@@ -166,6 +160,8 @@ def wheels(step: Step) -> dict[str, str]:
 
 def ops(step: Step) -> bool:
     """The op benchmarks, one process for an op and dtype, merged into gpu-ops-rows.json for bench.report."""
+    from bench.op_cases import DTYPES, OPS, WITHOUT_DTYPE  # behind the build, which they need
+
     environment = wheels(step)
     names = [f"add_rms_norm-{dtype}-{kind}" for dtype in DTYPES for kind in ("decode", "prefill")]  # the longest first
     rest = [op for op in OPS if op != "add_rms_norm"]

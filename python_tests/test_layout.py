@@ -49,7 +49,7 @@ def test_has_its_file(op: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", ["csrc/launch.h", "csrc/launch.cu", "bench/bench_ops.py", "void_ext/_fake.py"])
+@pytest.mark.parametrize("path", ["csrc/launch.h", "csrc/launch.cu", "bench/op_cases.py", "void_ext/_fake.py"])
 def test_is_named_in(op: str, path: str) -> None:
     assert re.search(rf"\b(launch_)?{op}\b", (ROOT / path).read_text())
 
