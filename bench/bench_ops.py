@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.environment import describe
 from bench.launches import WAYS, launched
-from bench.op_cases import DTYPES, OPS, WITHOUT_DTYPE, Call, Case
+from bench.op_cases import DTYPES, OF_FEW_ROWS, OPS, WITHOUT_DTYPE, Call, Case
 
 WARMUPS = 2
 # One buffer set for all calls: in a model's decode step the kernel ahead has just written the rows.
@@ -61,7 +61,7 @@ CALLS = {"cpu": (2, 32, 64 << 20), "cuda": (4, 128, 256 << 20)}
 # What is written and read before a round, so that the caches hold nothing of it: on CUDA five times the L2, and long
 # enough to enqueue the round behind it.
 FLUSH = {"cpu": 96 << 20, "cuda": 256 << 20}
-IN_EVERY_LAYER = {"add_l2norm", "add_rms_norm"}
+JUST_WRITTEN = {"add_l2norm", "add_rms_norm", *OF_FEW_ROWS}  # what they read, in a model
 TINY = [("decode", 1, 64), ("prefill", 16, 64)]
 
 
@@ -132,7 +132,7 @@ def _parameters(config: pytest.Config) -> list[Any]:
         for op in OPS
         for dtype in (["float32"] if op in WITHOUT_DTYPE else DTYPES)
         for shape in shapes
-        if shape[0] != IN_L2 or op in IN_EVERY_LAYER
+        if (shape[0] != IN_L2 or op in JUST_WRITTEN) and (shape[0] != "prefill" or op not in OF_FEW_ROWS)
     ]
 
 

@@ -114,6 +114,56 @@ def _row_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
     )
 
 
+def _streams_l2norm(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    def stacked(norms: Tensor, *streams: Tensor) -> None:
+        norms.copy_(torch.linalg.vector_norm(torch.stack(streams), dim=-1, dtype=torch.float32).t())
+
+    def one_by_one(norms: Tensor, *streams: Tensor) -> None:
+        for column, stream in enumerate(streams):
+            row_l2norm(stream, norms, column)
+
+    op = torch.ops.void_ext.streams_l2norm.default
+    row_l2norm = torch.ops.void_ext.row_l2norm.default
+    return Case(
+        make=lambda: (_table(rows, device), *(_rows(rows, width, dtype, device) for _ in range(LAYERS + 1))),
+        op=lambda norms, *streams: op(streams, norms),
+        bytes=(LAYERS + 1) * rows * (width * dtype.itemsize + 4),
+        alternatives={"stack, then vector_norm": stacked, "compiled": torch.compile(stacked), "row_l2norm": one_by_one},
+    )
+
+
+def _adds_of_a_step(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
+    """Not one op: the adds that close the layers of a decode step, traced as a patched model traces few rows."""
+
+    def adds(residual: Tensor, update: Tensor, norms: Tensor) -> list[Tensor]:
+        streams = [residual]
+        for _ in range(LAYERS):
+            streams.append(streams[-1] + update)
+        return streams
+
+    def traced(residual: Tensor, update: Tensor, norms: Tensor) -> list[Tensor]:
+        streams = adds(residual, update, norms)
+        streams_l2norm(streams, norms)
+        return streams
+
+    def fused(residual: Tensor, update: Tensor, norms: Tensor) -> list[Tensor]:
+        row_l2norm(residual, norms, 0)
+        streams = [residual]
+        for layer in range(LAYERS):
+            streams.append(add_l2norm(streams[-1], update, norms, layer + 1))
+        return streams
+
+    add_l2norm = torch.ops.void_ext.add_l2norm.default
+    row_l2norm = torch.ops.void_ext.row_l2norm.default
+    streams_l2norm = torch.ops.void_ext.streams_l2norm.default
+    return Case(
+        make=lambda: (_rows(rows, width, dtype, device), _rows(rows, width, dtype, device), _table(rows, device)),
+        op=traced,
+        bytes=rows * (4 * LAYERS + 1) * width * dtype.itemsize + rows * 4 * (LAYERS + 1),
+        alternatives={"detection off": adds, "add_l2norm": fused},
+    )
+
+
 def _void_mask(rows: int, width: int, dtype: torch.dtype, device: str) -> Case:
     def cumulative(norms: Tensor) -> Tensor:
         deltas = norms[:, 1:] - norms[:, :-1]
@@ -219,6 +269,8 @@ OPS: dict[str, Callable[[int, int, torch.dtype, str], Case]] = {
     "add_l2norm": _add_l2norm,
     "add_rms_norm": _add_rms_norm,
     "row_l2norm": _row_l2norm,
+    "streams_l2norm": _streams_l2norm,
+    "adds_of_a_step": _adds_of_a_step,
     "void_mask": _void_mask,
     "exit_select": _exit_select,
     "keep_rows": _keep_rows,
@@ -227,6 +279,7 @@ OPS: dict[str, Callable[[int, int, torch.dtype, str], Case]] = {
     "scatter_rows": _scatter_rows,
 }
 WITHOUT_DTYPE = {"void_mask", "compact"}
+OF_FEW_ROWS = {"streams_l2norm", "adds_of_a_step"}
 
 
 def _rows(rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:

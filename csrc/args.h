@@ -68,6 +68,24 @@ struct RowL2NormArgs {
   int64_t norms_stride;
 };
 
+// Streams of one launch: their pointers and strides travel as the kernel's parameters, of which there is room for 4 KB.
+constexpr int kMostStreams = 128;
+
+// norms[row, i] = ||stream i||
+struct StreamsL2NormArgs {
+  DType dtype;
+  int64_t rows, width;
+  int64_t count;  // of streams, at most kMostStreams
+  const void* stream[kMostStreams];
+  int64_t stream_stride[kMostStreams];
+  float* norms;
+  int64_t norms_stride, column_stride;
+
+  RowL2NormArgs one(int64_t i) const {
+    return {dtype, rows, width, stream[i], stream_stride[i], norms + i * column_stride, norms_stride};
+  }
+};
+
 // active[row, l] for every layer, from norms[row, 0 … layers]
 struct VoidMaskArgs {
   int64_t rows, layers;

@@ -11,6 +11,7 @@
 #include "kernels/keep_rows.cuh"
 #include "kernels/row_l2norm.cuh"
 #include "kernels/scatter_rows.cuh"
+#include "kernels/streams_l2norm.cuh"
 #include "kernels/void_mask.cuh"
 #include "launch.h"
 
@@ -83,6 +84,10 @@ int add_rms_norm(const AddRmsNormArgs& args, void* stream) {
 }
 
 int row_l2norm(const RowL2NormArgs& args, void* stream) { return kernels::launch_row_l2norm(args, Launcher{stream}); }
+
+int streams_l2norm(const StreamsL2NormArgs& args, void* stream) {
+  return kernels::launch_streams_l2norm(args, Launcher{stream});
+}
 
 int void_mask(const VoidMaskArgs& args, void* stream) { return kernels::launch_void_mask(args, Launcher{stream}); }
 

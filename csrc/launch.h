@@ -12,6 +12,7 @@ namespace void_ext::cuda {
 int add_l2norm(const AddL2NormArgs& args, void* stream);
 int add_rms_norm(const AddRmsNormArgs& args, void* stream);
 int row_l2norm(const RowL2NormArgs& args, void* stream);
+int streams_l2norm(const StreamsL2NormArgs& args, void* stream);
 int void_mask(const VoidMaskArgs& args, void* stream);
 int exit_select(const ExitSelectArgs& args, void* stream);
 int keep_rows(const KeepRowsArgs& args, void* stream);

@@ -33,7 +33,7 @@ FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "-Werror=all-warnings", "-Xcompiler=
 TYPES = {"f": "f32", "6__half": "f16", "13__nv_bfloat16": "bf16"}
 # Kernels with a flag for aligned rows have it first; the resident one is for such rows alone.
 ALIGNED = re.compile(
-    r"(add_l2norm|row_l2norm|exit_select|keep_rows|gather_rows|scatter_rows)<\w+, 1.*>"
+    r"(add_l2norm|row_l2norm|streams_l2norm|exit_select|keep_rows|gather_rows|scatter_rows)<\w+, 1.*>"
     r"|add_rms_norm_reread<\w+, \w+, 1.*>|add_rms_norm_resident<.*>"
 )
 # These read norms, flags or an index as well; so does an add with modes, the last of whose flags says so.
@@ -124,7 +124,7 @@ def narrow_accesses(cuobjdump: Path, made: Path) -> tuple[int, list[str]]:
         if (
             wide[0] == 0
             or narrow_loads
-            or (wide[1] == 0) != name.startswith("row_l2norm")
+            or (wide[1] == 0) != name.startswith(("row_l2norm", "streams_l2norm"))
             or len(stores) - wide[1] > most
         ):
             wrong.append(

@@ -156,6 +156,15 @@ class HostShim:
     def row_l2norm(self, stream: Tensor, norms: Tensor) -> None:
         self._call("row_l2norm", _dtype(stream), *_shape(stream), *_strided(stream), *_strided(norms))
 
+    def streams_l2norm(self, streams: Sequence[Tensor], norms: Tensor) -> None:
+        """``norms`` is 2-D with any strides, a column for each stream."""
+        count = len(streams)
+        pointers = (ctypes.c_void_p * count)(*(stream.data_ptr() for stream in streams))
+        strides = (ctypes.c_int64 * count)(*(stream.stride(0) for stream in streams))
+        table = (*_strided(norms), ctypes.c_int64(norms.stride(1)))
+        shape = (*_shape(streams[0]), ctypes.c_int64(count))
+        self._call("streams_l2norm", _dtype(streams[0]), *shape, pointers, strides, *table)
+
     def void_mask(self, norms: Tensor, executed: Tensor | None, alpha: float, active: Tensor) -> None:
         tables = (*_strided(norms), *_strided(executed), ctypes.c_float(alpha), *_strided(active))
         self._call("void_mask", *_shape(active), *tables)

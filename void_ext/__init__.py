@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         keep_rows,
         row_l2norm,
         scatter_rows,
+        streams_l2norm,
         void_mask,
     )
     from void_ext.patching import (
@@ -73,6 +74,7 @@ _MODULE_OF = {
     "row_l2norm": "ops",
     "run_rows": "dispatch",
     "scatter_rows": "ops",
+    "streams_l2norm": "ops",
     "unpatch": "patching",
     "void_mask": "ops",
 }
@@ -111,6 +113,7 @@ __all__ = [
     "row_l2norm",
     "run_rows",
     "scatter_rows",
+    "streams_l2norm",
     "unpatch",
     "void_mask",
 ]

@@ -20,6 +20,7 @@ def register() -> None:
         compact,
         gather_rows,
         scatter_rows,
+        streams_l2norm,
     ):
         torch.library.register_fake(f"void_ext::{kernel.__name__}", kernel)
     torch.library.register_fake("void_ext::add_l2norm.into", add_l2norm_into)
@@ -90,6 +91,13 @@ def add_rms_norm_into(
 
 def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
     _check_table("row_l2norm", "norms", norms, stream)
+
+
+def streams_l2norm(streams: Sequence[Tensor], norms: Tensor, column: int = 0) -> None:
+    _check(len(streams) > 0, "streams_l2norm", "streams", "at least one tensor", norms)
+    for place, stream in enumerate(streams):
+        _check_shape("streams_l2norm", f"streams[{place}]", stream, streams[0].shape, streams[0])
+    _check_table("streams_l2norm", "norms", norms, streams[0])
 
 
 def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@
 #include "../kernels/keep_rows.cuh"
 #include "../kernels/row_l2norm.cuh"
 #include "../kernels/scatter_rows.cuh"
+#include "../kernels/streams_l2norm.cuh"
 #include "../kernels/void_mask.cuh"
 #include "cuda_runtime.h"
 
@@ -128,6 +129,23 @@ int void_shim_row_l2norm(int dtype, int64_t rows, int64_t width, const void* str
                          float* norms, int64_t norms_stride) {
   const RowL2NormArgs args{static_cast<DType>(dtype), rows, width, stream, stream_stride, norms, norms_stride};
   return guarded([&] { return kernels::launch_row_l2norm(args, Launcher{}); });
+}
+
+int void_shim_streams_l2norm(int dtype, int64_t rows, int64_t width, int64_t count, const void* const* streams,
+                             const int64_t* strides, float* norms, int64_t norms_stride, int64_t column_stride) {
+  StreamsL2NormArgs args{};
+  args.dtype = static_cast<DType>(dtype);
+  args.rows = rows;
+  args.width = width;
+  args.count = count;
+  for (int64_t i = 0; i < count && i < kMostStreams; ++i) {
+    args.stream[i] = streams[i];
+    args.stream_stride[i] = strides[i];
+  }
+  args.norms = norms;
+  args.norms_stride = norms_stride;
+  args.column_stride = column_stride;
+  return guarded([&] { return kernels::launch_streams_l2norm(args, Launcher{}); });
 }
 
 int void_shim_void_mask(int64_t rows, int64_t layers, const float* norms, int64_t norms_stride, const bool* executed,

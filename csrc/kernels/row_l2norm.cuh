@@ -7,26 +7,32 @@
 
 namespace void_ext::kernels {
 
+// A thread's share of a row's sum of squares.
+template <typename T, bool kAligned>
+__device__ __forceinline__ float squares_of(const typename Element<T>::Bits* row, int64_t width) {
+  const uint32_t packs = pack_count<T>(width);
+  Squares squares;
+  for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
+    Pack h[kPacksPerThread];
+    load_packs<T, kAligned>(row, first, packs, width, h);
+#pragma unroll
+    for (int k = 0; k < kPacksPerThread; ++k) {
+      float x[kPackSize<T>];
+      widen<T>(h[k], x);
+      squares.add(k, x, first + k * blockDim.x < packs);
+    }
+  }
+  return squares.total();
+}
+
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const RowL2NormArgs args) {
   using Bits = typename Element<T>::Bits;
-  const uint32_t packs = pack_count<T>(args.width);
   wait_for_stream();
   for (int64_t row = first_row(); row < args.rows; row += row_step()) {
     const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
-    Squares squares;
-    for (uint32_t first = threadIdx.x; first < packs; first += kPacksPerThread * blockDim.x) {
-      Pack h[kPacksPerThread];
-      load_packs<T, kAligned>(stream, first, packs, args.width, h);
-#pragma unroll
-      for (int k = 0; k < kPacksPerThread; ++k) {
-        float x[kPackSize<T>];
-        widen<T>(h[k], x);
-        squares.add(k, x, first + k * blockDim.x < packs);
-      }
-    }
+    float sum[1] = {squares_of<T, kAligned>(stream, args.width)};
     let_next_begin();
-    float sum[1] = {squares.total()};
     row_sum(sum);
     if (threadIdx.x == 0) args.norms[row * args.norms_stride] = __fsqrt_rn(sum[0]);
     before_next_row(row, args.rows);

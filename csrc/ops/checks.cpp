@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <vector>
@@ -101,10 +102,22 @@ void check_same_kind(const View& view, const View& like) {
   check_same_device(view, like);
 }
 
+namespace {
+
+bool same_shape(const View& view, const View& like) {
+  return view.dim == like.dim && std::equal(view.sizes, view.sizes + view.dim, like.sizes);
+}
+
+}  // namespace
+
+bool alike(const View& view, const View& like) {
+  return same_shape(view, like) && view.dtype == like.dtype && view.device_type == like.device_type &&
+         view.device_index == like.device_index;
+}
+
 void check_same_shape(const View& view, const View& like) {
-  bool same = view.dim == like.dim;
-  for (int64_t d = 0; same && d < like.dim; ++d) same = view.sizes[d] == like.sizes[d];
-  if (!same) fail(view.op, view.name, "expected shape ", like.shape(), " like ", like.name, ", got ", view.shape());
+  if (!same_shape(view, like))
+    fail(view.op, view.name, "expected shape ", like.shape(), " like ", like.name, ", got ", view.shape());
   check_same_kind(view, like);
 }
 
@@ -182,16 +195,18 @@ void check_apart(const View& view, const View& written, bool same) {
        ahead == 0 && *stride == target_stride ? "the same rows" : "rows that overlap it");
 }
 
+Span span_of(const View& view) {
+  const auto start = reinterpret_cast<intptr_t>(view.tensor.data_ptr());
+  int64_t last = 0;
+  for (int64_t d = 0; d < view.dim; ++d) {
+    if (view.sizes[d] == 0) return {start, start};
+    last += (view.sizes[d] - 1) * view.strides[d];
+  }
+  return {start, start + (last + 1) * static_cast<int64_t>(view.tensor.element_size())};
+}
+
 void check_disjoint(const View& view, const View& written) {
-  const auto end = [](const View& of) {
-    int64_t last = 0;
-    for (int64_t d = 0; d < of.dim; ++d) last += (of.sizes[d] - 1) * of.strides[d];
-    return reinterpret_cast<intptr_t>(of.tensor.data_ptr()) +
-           (last + 1) * static_cast<int64_t>(of.tensor.element_size());
-  };
-  const auto start = [](const View& of) { return reinterpret_cast<intptr_t>(of.tensor.data_ptr()); };
-  if (view.tensor.numel() == 0 || written.tensor.numel() == 0) return;
-  if (start(view) < end(written) && start(written) < end(view)) {
+  if (span_of(view).overlaps(span_of(written))) {
     fail(view.op, view.name, "expected memory apart from that of ", written.name,
          ", which is written to, got some that overlaps it");
   }

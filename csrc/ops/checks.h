@@ -58,6 +58,7 @@ DType check_stream(const View& view);
 void check_same_device(const View& view, const View& like);
 void check_same_kind(const View& view, const View& like);   // dtype and device
 void check_same_shape(const View& view, const View& like);  // and kind
+bool alike(const View& view, const View& like);             // whether that check passes
 void check_alpha(const char* op, double alpha);
 // One dimension of that dtype.
 void check_vector(const View& view, int32_t dtype);
@@ -73,7 +74,15 @@ int64_t check_mutable_rows(const View& view);
 // Both are of one dtype, and `written` has passed check_mutable_rows.
 void check_apart(const View& view, const View& written, bool same);
 
-// The memory from the first to the last element of `view` holds nothing of `written`, from its first to its last.
+// The memory of a tensor from its first element to behind its last; nothing where it has none.
+struct Span {
+  intptr_t begin, end;
+  bool overlaps(const Span& other) const {
+    return begin < other.end && other.begin < end && begin < end && other.begin < other.end;
+  }
+};
+Span span_of(const View& view);
+// The spans of both hold nothing of each other.
 void check_disjoint(const View& view, const View& written);
 // No two rows share a flag that is written to.
 void check_written_flags(const View& flags);

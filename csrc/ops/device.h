@@ -16,6 +16,7 @@ struct Cpu {
   static void run(const View&, const AddL2NormArgs& args);
   static void run(const View&, const AddRmsNormArgs& args);
   static void run(const View&, const RowL2NormArgs& args);
+  static void run(const View&, const StreamsL2NormArgs& args);
   static void run(const View&, const VoidMaskArgs& args);
   static void run(const View&, const ExitSelectArgs& args);
   static void run(const View&, const KeepRowsArgs& args);
@@ -33,6 +34,7 @@ struct Cuda {
   static void run(const View& view, const AddL2NormArgs& args);
   static void run(const View& view, const AddRmsNormArgs& args);
   static void run(const View& view, const RowL2NormArgs& args);
+  static void run(const View& view, const StreamsL2NormArgs& args);
   static void run(const View& view, const VoidMaskArgs& args);
   static void run(const View& view, const ExitSelectArgs& args);
   static void run(const View& view, const KeepRowsArgs& args);

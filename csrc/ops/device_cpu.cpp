@@ -8,6 +8,7 @@
 #include "../cpu/huge_pages.h"
 #include "../cpu/row_kernels.h"
 #include "../cpu/scatter_rows.h"
+#include "../cpu/streams_l2norm.h"
 #include "../cpu/void_mask.h"
 #include "device.h"
 
@@ -54,6 +55,9 @@ void Cpu::run(const View&, const AddRmsNormArgs& args) {
 }
 void Cpu::run(const View&, const RowL2NormArgs& args) {
   spread(cpu::row_kernels().row_l2norm, args, args.rows, args.width);
+}
+void Cpu::run(const View&, const StreamsL2NormArgs& args) {
+  spread(cpu::streams_l2norm, args, args.count * args.rows, args.width);
 }
 void Cpu::run(const View&, const VoidMaskArgs& args) { spread(cpu::void_mask, args, args.rows, args.layers); }
 void Cpu::run(const View&, const ExitSelectArgs& args) { spread(cpu::exit_select, args, args.rows, args.width); }

@@ -47,6 +47,7 @@ void Cuda::require(const View&) {}
 void Cuda::run(const View& view, const AddL2NormArgs& args) { enqueue(view, cuda::add_l2norm, args); }
 void Cuda::run(const View& view, const AddRmsNormArgs& args) { enqueue(view, cuda::add_rms_norm, args); }
 void Cuda::run(const View& view, const RowL2NormArgs& args) { enqueue(view, cuda::row_l2norm, args); }
+void Cuda::run(const View& view, const StreamsL2NormArgs& args) { enqueue(view, cuda::streams_l2norm, args); }
 void Cuda::run(const View& view, const VoidMaskArgs& args) { enqueue(view, cuda::void_mask, args); }
 void Cuda::run(const View& view, const ExitSelectArgs& args) { enqueue(view, cuda::exit_select, args); }
 void Cuda::run(const View& view, const KeepRowsArgs& args) { enqueue(view, cuda::keep_rows, args); }

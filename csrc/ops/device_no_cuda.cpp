@@ -19,6 +19,7 @@ void Cuda::require(const View& view) { refuse(view); }
 void Cuda::run(const View& view, const AddL2NormArgs&) { refuse(view); }
 void Cuda::run(const View& view, const AddRmsNormArgs&) { refuse(view); }
 void Cuda::run(const View& view, const RowL2NormArgs&) { refuse(view); }
+void Cuda::run(const View& view, const StreamsL2NormArgs&) { refuse(view); }
 void Cuda::run(const View& view, const VoidMaskArgs&) { refuse(view); }
 void Cuda::run(const View& view, const ExitSelectArgs&) { refuse(view); }
 void Cuda::run(const View& view, const KeepRowsArgs&) { refuse(view); }

@@ -14,6 +14,7 @@ void row_l2norm(const Tensor& stream, const Tensor& norms, int64_t column) {
   args.dtype = check_stream(rows_of);
   const Rows rows = row_shape(rows_of);
   args.norms_stride = check_written_table(table, rows_of, rows.count);
+  check_disjoint(rows_of, table);
   check_column(op, column, 0, table.sizes[1] - 1, "a column of norms");
   Device::require(rows_of);
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from void_ext import ops
 
 OPS = [
-    *("add_l2norm", "add_rms_norm", "row_l2norm", "void_mask", "exit_select"),
+    *("add_l2norm", "add_rms_norm", "row_l2norm", "streams_l2norm", "void_mask", "exit_select"),
     *("keep_rows", "compact", "gather_rows", "scatter_rows"),
 ]
 LAYERS = 12
@@ -95,6 +95,14 @@ def _make_call(
             return (norms,)
 
         return Call([rows_in], [norms], run_row)
+    if op == "streams_l2norm":
+        streams = [stream() for _ in range(5)]
+
+        def run_streams() -> tuple[Tensor, ...]:
+            ops.streams_l2norm(streams, norms, 3)
+            return (norms,)
+
+        return Call(streams, [norms], run_streams)
     if op == "void_mask":
         executed = torch.ones(rows, LAYERS, dtype=torch.bool, device=device)
         return Call([norms, executed], [], lambda: (ops.void_mask(norms, 0.8, executed),))

@@ -37,6 +37,10 @@ def fused(residual: Tensor, update: Tensor, weight: Tensor) -> tuple[Tensor, ...
     plain = ops.add_l2norm(residual, update, tables[2], 1, tables[3])
     stream = torch.full((count, 1), -7.0, device=device)
     ops.row_l2norm(h, stream, 0)
+    together = torch.full((5, count), -7.0, device=device).t()  # by column, as a patched model has it
+    ops.streams_l2norm([residual, h, update, h], together, 1)
+    for column in (2, 4):
+        assert_bits_equal(together[:, column], stream[:, 0], "norms of streams")
     assert_bits_equal(h, plain, "h of both ops")
     assert_bits_equal(tables[0], tables[2], "norms of both ops")
     assert_bits_equal(tables[1], tables[3], "updates of both ops")

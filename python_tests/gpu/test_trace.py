@@ -28,6 +28,28 @@ def test_logits_are_the_models_own(family: str, dtype: torch.dtype, cuda: torch.
     assert bool(norms.isfinite().all())
 
 
+@pytest.mark.parametrize("most", [1 << 20, 0], ids=["few rows", "many rows"])
+@torch.no_grad()
+def test_inductor_leaves_norms_and_bits(
+    most: int, cuda: torch.device, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, few rows' norms are one launch of ours at the end of the graph; many rows' ride on the adds."""
+    from void_ext.patching import call
+
+    monkeypatch.setitem(call._KEPT_ELEMENTS, "cuda graph", most)
+    model = tiny("llama").to(cuda)
+    ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
+    with void_ext.patch(model) as handle:
+        expected = model(ids).logits
+        eager = handle.trace.prompt.norms
+        actual = torch.compile(model, fullgraph=True)(ids).logits
+        norms = handle.trace.prompt.norms
+    size = expected.abs().max()  # the tolerance is for logits of size 1
+    limit = tolerance("logits", torch.float32, model.config.hidden_size)
+    assert_close(actual / size, (expected / size).double(), limit, "logits")
+    assert torch.allclose(norms, eager, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @torch.no_grad()
 def test_norms_taken_at_the_end_are_those_of_the_adds(
@@ -132,12 +154,17 @@ def test_what_a_graph_writes_to_outlives_the_trace(way: str, cuda: torch.device,
     look()
 
 
-@pytest.mark.parametrize("fuse", ["add", "norm"])
+@pytest.mark.parametrize("way", ["add", "add, many rows", "norm"])
 @torch.no_grad()
-def test_a_graph_holds_a_traced_step(fuse: str, cuda: torch.device, tiny: Any) -> None:
+def test_a_graph_holds_a_traced_step(way: str, cuda: torch.device, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replays read the token of the moment; with fuse="add" they give the bits of the unpatched model's graph."""
     from transformers import StaticCache
 
+    from void_ext.patching import call
+
+    fuse = way.split(",")[0]
+    if fuse != way:
+        monkeypatch.setitem(call._KEPT_ELEMENTS, "cuda graph", 0)
     model = tiny("llama").to(cuda)
     ids = torch.arange(3 * 17, device=cuda).view(3, 17) % 90
     tokens = [torch.full((3, 1), token, device=cuda) for token in (5, 11, 80)]

@@ -60,6 +60,9 @@ def test_rows_and_flags_of_the_others(shim, values, far):
     for source in (far(stream), stream):
         norms, out = torch.empty(2), torch.empty_like(stream)
         shim.row_l2norm(source, norms)
+        both = torch.zeros(2, 2)
+        shim.streams_l2norm([update, source], both)
+        assert_bits_equal(both[:, 1].clone(), norms)
         shim.keep_rows(source, update, on, out)
         kept = torch.zeros_like(stream)
         shim.exit_select(kept, source, torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 0, 0.8)

@@ -95,6 +95,7 @@ def test_a_cuda_call_that_cannot_be_says_why() -> None:
         ("add_l2norm", (rows, rows, norms, 1)),
         ("add_rms_norm", (rows, rows, torch.ones(8), 1e-5, norms, 1)),
         ("row_l2norm", (rows, norms, 1)),
+        ("streams_l2norm", ([rows, rows], norms, 1)),
         ("void_mask", (norms, 0.8)),
         ("exit_select", (rows, rows, norms, 1, 0.8)),
         ("keep_rows", (rows, rows, on)),
@@ -102,7 +103,7 @@ def test_a_cuda_call_that_cannot_be_says_why() -> None:
         ("gather_rows", (rows, index, count, 2)),
         ("scatter_rows", (rows, rows.clone(), index, count)),
     ):
-        with pytest.raises(ValueError, match=rf"void_ext::{op}: \w+: is on cpu, {expected}"):
+        with pytest.raises(ValueError, match=rf"void_ext::{op}: \w+(\[0\])?: is on cpu, {expected}"):
             getattr(torch.ops.void_ext, op).default.redispatch(cuda, *arguments)
     assert norms.count_nonzero() == 0
 

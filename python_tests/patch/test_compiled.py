@@ -13,6 +13,7 @@ from transformers.generation import CompileConfig
 
 import void_ext
 from python_tests.compiling import UNGROUPED, decode, graphs
+from void_ext.patching import call
 from void_ext.testing.compare import assert_bits_equal
 from void_ext.testing.tolerance import tolerance
 
@@ -55,6 +56,33 @@ def test_captured_whole(family: str, options: dict[str, Any], tiny: Any, padded_
     for name in ("updates", "halves"):
         if options.get(name):
             assert_bits_equal(getattr(trace, name), getattr(eager, name))
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few rows", "many rows"])
+@torch.no_grad()
+def test_what_of_ours_is_in_the_graph(
+    many: bool, tiny: Any, padded_batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows' adds stay torch's, for inductor to fuse: their norms are one op at the end. Many rows' norms ride on
+    the adds."""
+    if many:
+        monkeypatch.setattr(call, "_KEPT_ELEMENTS", dict.fromkeys(call._KEPT_ELEMENTS, 0))
+    model = tiny("llama", layers=LAYERS)
+    ids, mask = padded_batch
+    found: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, example: Any) -> Any:
+        targets = [str(node.target) for node in graph.graph.nodes]
+        found.extend(target.split(".")[1] for target in targets if target.startswith("void_ext."))
+        return graph.forward
+
+    with void_ext.patch(model) as handle:
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        eager = handle.trace.prompt
+        actual = torch.compile(model, fullgraph=True, backend=look)(input_ids=ids, attention_mask=mask).logits
+    assert found == (["row_l2norm"] + ["add_l2norm"] * LAYERS if many else ["streams_l2norm"])
+    assert_bits_equal(actual, expected)
+    assert_bits_equal(handle.trace.prompt.norms, eager.norms)
 
 
 @torch.inference_mode()
@@ -324,10 +352,16 @@ def test_copies_of_a_patched_model_compile(tiny: Any) -> None:
 
 
 @pytest.mark.slow  # a C++ compiler builds each model's kernels
+@pytest.mark.parametrize("many", [False, True], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
-def test_inductor_keeps_float32_and_stays_as_close_in_bfloat16(family: str, tiny: Any) -> None:
-    """An opaque add keeps inductor from fusing it unrounded: bfloat16 differs, but is no further from eager for it."""
+def test_inductor_keeps_float32_and_stays_as_close_in_bfloat16(
+    family: str, many: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that has to be stored, and an opaque add, keep inductor from fusing it unrounded: bfloat16 differs, but
+    is no further from eager for it."""
+    if many:
+        monkeypatch.setattr(call, "_KEPT_ELEMENTS", dict.fromkeys(call._KEPT_ELEMENTS, 0))
     inputs = [torch.randint(3, 96, (2, 33), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny(family, dtype=dtype, layers=3)

@@ -16,6 +16,7 @@ from void_ext.ops._gather_rows import gather_rows  # noqa: E402
 from void_ext.ops._keep_rows import keep_rows  # noqa: E402
 from void_ext.ops._row_l2norm import row_l2norm  # noqa: E402
 from void_ext.ops._scatter_rows import scatter_rows  # noqa: E402
+from void_ext.ops._streams_l2norm import streams_l2norm  # noqa: E402
 from void_ext.ops._void_mask import void_mask  # noqa: E402
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "keep_rows",
     "row_l2norm",
     "scatter_rows",
+    "streams_l2norm",
     "void_mask",
 ]

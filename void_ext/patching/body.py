@@ -87,7 +87,7 @@ class EndCall:
         if call is None:
             return
         if isinstance(call, CompiledCall):
-            call.drop()
+            call.close()
         elif output is None:
             recorder.abandon()
         elif call.captured:

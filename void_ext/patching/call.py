@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from void_ext.patching.schedule import Schedule
     from void_ext.patching.skipping import Skipper
 
-# Elements of one stream. CPU: also what torch thinks too little for a second thread. CUDA: a decode step of the largest
-# batches; all streams of a call are held until its end, and then once more beside each other: of 32 layers in bfloat16
-# 140 MB at most.
-_KEPT_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
+# Elements of one stream whose norm may wait for the end of the call. CPU: also what torch thinks too little for a
+# second thread. CUDA: a decode step of the largest batches; all streams are held until then, of 32 layers in bfloat16
+# 70 MB at most. Half of that in a graph, where the host has no part in a step: from some hundred rows on, one more pass
+# over the streams costs as much as the fused adds wait for their sums.
+_KEPT_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20, "cuda graph": 1 << 19}
 _row_l2norm: Callable[..., None] = torch.ops.void_ext.row_l2norm.default
+_streams_l2norm: Callable[..., None] = torch.ops.void_ext.streams_l2norm.default
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Tables:
     updates: Tensor | None
     halves: Tensor | None
     writer: RowNorms | None  # into norms
-    by_column: Tensor | None  # the memory of norms, ``[(L + 1) * rows, 1]``, where a column's elements are neighbours
+    by_column: bool  # a column's elements of norms are neighbours
     batch: int = 0  # that the views below are for
     views: dict[str, Tensor] = field(default_factory=dict)
 
@@ -59,14 +61,13 @@ class Tables:
         # A table made under inference_mode could not be read back in a later call outside of it.
         with torch.inference_mode(False), torch.no_grad():
             columns = recording.layers + 1
-            memory = table(columns * rows, 1) if by_column else None
-            norms = table(rows, columns) if memory is None else memory.view(columns, rows).t()
+            norms = table(columns, rows).t() if by_column else table(rows, columns)
             return cls(
                 norms,
                 table(rows, recording.layers) if recording.updates else None,
                 table(rows, recording.layers) if recording.halves else None,
                 RowNorms(norms) if device.type == "cpu" and tensors_visible() else None,
-                memory,
+                by_column,
             )
 
 
@@ -303,48 +304,42 @@ class Call:
         self._use(stream.device, stream.dtype)
         if self._halting is not None:
             self.halted = torch.zeros(self.batch * self.length, dtype=torch.bool, device=stream.device)
+        self._take_first(stream)
+        if self.recording.mode == "exit":
+            self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
+
+    def _take_first(self, stream: Tensor) -> None:
+        """What enters layer 0: its norm is taken now, or with all others at the end of the call."""
         if self._keeps(stream):
             self.streams = [stream]
         else:
             self.tap(self.norms, 0, stream)
-        if self.recording.mode == "exit":
-            self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
     def _keeps(self, stream: Tensor) -> bool:
         # Norms of few rows cost less than getting at them. On a CPU all weights of a layer go through the caches
         # between two of them, and what is called once a layer is read from memory each time; on a GPU an op of ours
-        # takes the host longer than torch's own (docs/design.md). Where the rows are many, the fused add spares a pass.
-        return (
-            self.recording.adds_alone
-            and self.native
-            and self.halted is None
-            and not self.captured  # a graph spares the host its part
-            and stream.numel() <= _KEPT_ELEMENTS[stream.device.type]
-        )
+        # takes the host longer than torch's own, and the device longer, for the sum has to be waited for
+        # (docs/design.md). Where the rows are many, the fused add spares a pass.
+        if not self.recording.adds_alone or not self.native or self.halted is not None:
+            return False
+        kind = stream.device.type
+        if kind == "cuda" and (self.captured or self.compiled):
+            kind = "cuda graph"
+        return stream.numel() <= _KEPT_ELEMENTS[kind]
 
     def _take_kept(self) -> None:
         """Take the norms of all streams kept so far."""
         streams, self.streams = self.streams, None
         assert streams is not None
-        taken = self._take_at_once(streams) if self.writer is None else self.writer.write_all(streams)
-        for column in range(taken, len(streams)):
-            self.tap(self.norms, column, streams[column])
-
-    def _take_at_once(self, streams: list[Tensor]) -> int:
-        """All norms in two launches or three; how many were taken: none where a hook has changed the dtype."""
-        first = streams[0]
-        if any(stream.dtype != first.dtype for stream in streams):
-            return 0
-        together = torch.stack(streams).detach()
-        by_column = self._tables[first.device].by_column
-        if by_column is not None:
-            _row_l2norm(together, by_column, 0)
-        else:
-            rows = self.batch * self.length
-            norms = torch.empty(len(streams) * rows, 1, dtype=torch.float32, device=first.device)
-            _row_l2norm(together, norms, 0)
-            self.norms[:, : len(streams)].copy_(norms.view(-1, rows).t())
-        return len(streams)
+        taken = 0 if self.writer is None else self.writer.write_all(streams)
+        rest = streams[taken:]
+        if len({stream.dtype for stream in rest}) == 1 and rest[0].dtype in NATIVE_DTYPES:
+            if torch.is_grad_enabled():
+                rest = [stream.detach() for stream in rest]
+            _streams_l2norm(rest, self.norms, taken)
+        else:  # a hook has changed the dtype
+            for column, stream in enumerate(rest, taken):
+                self.tap(self.norms, column, stream)
 
     def _use(self, device: torch.device, dtype: torch.dtype) -> None:
         self._devices.append((self.next, device))
@@ -358,7 +353,7 @@ class Call:
             # else's.
             self.captured, self._tables = True, {}
         tables = self._tables.get(device)
-        alike = tables is not None and tables.norms.shape[0] == rows and (tables.by_column is not None) == by_column
+        alike = tables is not None and tables.norms.shape[0] == rows and tables.by_column == by_column
         if tables is None or not alike:
             tables = self._tables[device] = Tables.new(self.recording, rows, device, by_column)
         self.norms, self.updates, self.halves = tables.norms, tables.updates, tables.halves

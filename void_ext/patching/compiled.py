@@ -59,7 +59,7 @@ class CompiledCall(Call):
             return
         self._check_stream(stream)
         self._judge_kernels(stream.device, stream.dtype)
-        self.tap(self.norms, 0, stream)
+        self._take_first(stream)
         if self.recording.mode == "exit":
             self.exit = ExitSelector(stream, self.norms, self.batch, self.recording, self.real)
 
@@ -78,8 +78,10 @@ class CompiledCall(Call):
         normed, self.normed = self.normed, None
         return normed if stream is self.settled else None
 
-    def drop(self) -> None:
-        """Keep no tensor of the graph: each would become an output of it."""
+    def close(self) -> None:
+        """End the graph: take the norms that are left, and keep no tensor, for each would be an output."""
+        if self.streams is not None:
+            self._take_kept()
         self.last = self.settled = self.normed = self.exit = None
 
 

@@ -9,6 +9,7 @@ from void_ext.reference._ops import (
     keep_rows,
     row_l2norm,
     scatter_rows,
+    streams_l2norm,
     void_mask,
 )
 from void_ext.reference._plans import PlanResult, run_plan
@@ -24,5 +25,6 @@ __all__ = [
     "row_l2norm",
     "run_plan",
     "scatter_rows",
+    "streams_l2norm",
     "void_mask",
 ]

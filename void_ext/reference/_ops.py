@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ def row_l2norm(stream: Tensor, norms: Tensor, column: int) -> None:
     rows = stream.shape[:-1].numel()
     squares = stream.double().square().sum(dim=-1)
     norms[:rows, column] = squares.sqrt().reshape(rows).to(norms.dtype)
+
+
+def streams_l2norm(streams: Sequence[Tensor], norms: Tensor, column: int = 0) -> None:
+    """:func:`row_l2norm` of each stream, into one column after the other."""
+    for place, stream in enumerate(streams):
+        row_l2norm(stream, norms, column + place)
 
 
 def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:

@@ -52,9 +52,10 @@ __device__ __forceinline__ void let_next_begin() {
 // of 8192 on an H100 take 0.5 us longer).
 constexpr unsigned kFewBlocks = 16;
 
-// First in every kernel: returns once everything ahead in the stream is done and can be read.
-__device__ __forceinline__ void wait_for_stream() {
-  if (gridDim.x <= kFewBlocks) let_next_begin();
+// First in every kernel, with the number of its blocks: returns once everything ahead in the stream is done and can be
+// read.
+__device__ __forceinline__ void wait_for_stream(unsigned blocks = gridDim.x) {
+  if (blocks <= kFewBlocks) let_next_begin();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
