@@ -60,6 +60,20 @@ def test_no_plan_is_better_on_the_calibration_text(family: str, gentle: Callable
     assert "| 2 |" in "\n".join(found.frontier.lines())
 
 
+def test_no_plan_returned_goes_without_a_protected_layer(tiny: Callable[..., Any], two_texts: Any) -> None:
+    """The last layers are compared with even where they are protected: of this model the best plan measured."""
+    found = find_plans(tiny("llama"), two_texts, Settings(budgets=(1, 2), seeds=1, protect=(4, 5)))
+    for budget, plan in found.plans.items():
+        last = next(point for point in found.frontier.at(budget) if point.method == "last layers")
+        assert found.frontier.at(budget)[0] is last
+        assert last.skips_protected
+        assert off_of(plan) == found.frontier.best(budget).off <= {4, 5, 6, 7}
+        assert "last layers" not in plan.source
+    free = find_plans(tiny("llama"), two_texts, Settings(budgets=(1,), seeds=1, protect_default=False))
+    assert not any(point.skips_protected for point in free.frontier.points)
+    assert not any("protected" in line for line in free.frontier.lines())
+
+
 def test_what_runs_is_what_is_counted_and_at_most_what_was_told(gentle: Callable[..., Any], two_texts: Any) -> None:
     model = gentle("llama")
     ran: list[str] = []

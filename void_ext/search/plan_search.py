@@ -34,7 +34,7 @@ class Found:
     """What a search found.
 
     Attributes:
-        plans: for each budget the best plan measured, with the model's fingerprint.
+        plans: for each budget the best plan measured that leaves protected layers alone, with the model's fingerprint.
         evaluations: layer evaluations done by this run of the search, by what they were for.
         steps: per kind of units the steps of the search.
         not_exchanged: per kind of units the budgets at which no exchange was tried though it was asked for: an earlier
@@ -60,7 +60,8 @@ def find_plans(
 
     Tried are: rankings by voids at alpha, ``|delta|``, relative update and cosine (block influence), from one traced
     pass; random and the last layers; and a greedy search that measures. All are compared by KL to the dense logits, so
-    none of them is better on the calibration text than the plan returned. The held-out text is only reported.
+    none of them is better on the calibration text than the plan returned, but for the last layers where protected ones
+    are among them: those are only reported. So is the held-out text.
 
     Args:
         model: in eval mode, unpatched, of an architecture that ``patch(mode="skip")`` takes; left as it was.
@@ -229,6 +230,7 @@ class _Search:
 
     def _found(self) -> Found:
         weights = self.fingerprint.weights
+        protected = halves_of(self.protected)
         points = tuple(
             Point(
                 method,
@@ -238,6 +240,7 @@ class _Search:
                 off,
                 self._quality("calibration", off),
                 self._quality("held_out", off),
+                not off.isdisjoint(protected),
             )
             for method, budget, off in self.points
         )

@@ -34,7 +34,8 @@ class Settings:
         exchange: at each budget, go on from the best plan known and try to exchange units: see
             :mod:`void_ext.search.greedy`.
         seeds: how many random plans.
-        protect, protect_default: layers that always run, in every method but "last layers".
+        protect, protect_default: layers that always run, in every method but "last layers", whose plan is not chosen
+            where some of them are among the last.
     """
 
     budgets: tuple[int, ...]
