@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import void_ext
 from void_ext import _files
@@ -285,6 +286,36 @@ def test_models_and_budgets_that_do_not_fit_are_refused(
         with pytest.raises(void_ext.UnsupportedModelError, match="gpt2"):
             refused(*arguments)
     assert not path.exists()
+
+
+def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_path: Path) -> None:
+    """A mixture of experts with two dense layers, the only ones that may go: both together weigh less than one."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[2, 3],
+    )
+    model = transformers.Qwen2MoeForCausalLM(config).eval()
+    path = tmp_path / "search.json"
+    for kinds in (("halves",), ("layers", "halves")):
+        settings = Settings(budgets=(1, 2), kinds=kinds)
+        message = r"budgets: expected at most 0\.\d+ layers, the weight of all halves that are not protected, got 2"
+        with pytest.raises(ValueError, match=message):
+            costs_of(model, settings, 3)
+        with pytest.raises(ValueError, match=message):
+            find_plans(model, two_texts, settings, state_path=path, progress=lambda *_: pytest.fail("it began"))
+    assert not path.exists()
+    found = find_plans(model, two_texts, Settings(budgets=(1, 2), shortlist=1, seeds=0, exchange=False))
+    assert off_of(found.plans[2]) == {4, 5, 6, 7}
 
 
 def test_the_picture(gentle: Callable[..., Any], two_texts: Any, tmp_path: Path) -> None:
