@@ -217,6 +217,19 @@ def test_a_damaged_or_foreign_state_is_refused(
     assert path.read_text() == damaged
 
 
+def test_a_search_of_another_number_of_sequences_is_another_search(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    fewer = tuple(dataclasses.replace(text, ids=text.ids[:2]) for text in two_texts)
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(model, fewer, SETTINGS, state_path=path, progress=Interrupt(12))
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match="belongs to another search: sequences is 2 there and 3 now"):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
+    assert path.read_bytes() == kept
+
+
 def test_the_state_of_another_model_with_the_same_norms_is_refused(
     gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
 ) -> None:
