@@ -112,9 +112,12 @@ def test_prompt_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_prompt_comes_from_stdin_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.txt").write_text("Wörter")
     assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file=str(tmp_path / "p.txt"))) == "Wörter"
-    with open(tmp_path / "p.txt") as file:
-        monkeypatch.setattr(sys, "stdin", file)
-        assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file="-")) == "Wörter"
+    (tmp_path / "marked.txt").write_text("\ufeffWörter", encoding="utf-8")  # a byte order mark is none of it
+    assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file=str(tmp_path / "marked.txt"))) == "Wörter"
+    for name in ("p.txt", "marked.txt"):
+        with open(tmp_path / name) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file="-")) == "Wörter"
 
 
 def test_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
