@@ -240,6 +240,38 @@ def test_usage_fits_80_columns(
         assert lines[-1].count("█") >= 4 * bars
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_printed_is_not_read_as_anything(
+    colour: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slices such as ``a[:m:]`` are no emoji, whatever their colons hold."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1") if colour else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    terminal = _console.Terminal()
+    assert terminal.out.is_terminal == colour
+    text = "return a[:m:], t[:100:]  # [bold] :smile:"
+    for write in (terminal.print, terminal.document):
+        write(text)
+        assert capsys.readouterr().out == text + "\n"
+    for write in (terminal.note, terminal.error):
+        write(text)
+        assert text in capsys.readouterr().err
+
+
+def test_a_pipe_gets_every_character(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    terminal = _console.Terminal()
+    text = "if x:\n\treturn 1\t# one \x07 " + "long " * 50
+    for write in (terminal.print, terminal.document):
+        write(text)
+        assert capsys.readouterr().out == text + "\n"
+    terminal.hush()
+    terminal.document(text)
+    terminal.print(text)
+    assert capsys.readouterr().out == ""
+
+
 def test_bars_survive_an_ascii_terminal() -> None:
     assert _report._bar(0.5, 8, blocks=False) == "####...."
     assert _report._bar(0.5, 8, blocks=True) == "████    "
