@@ -39,6 +39,7 @@ def usage_error(*argv: str) -> int:
         (["--alpha", "-0.1"], "--alpha: expected a finite number >= 0, got '-0.1'"),
         (["--alpha", "nan"], "--alpha: expected a finite number >= 0, got 'nan'"),
         (["--alpha", "inf"], "--alpha"),
+        (["--alpha", "1e39"], "--alpha: expected at most 3.4028234663852886e+38, the largest number of float32, got"),
         (["--alpha", "high"], "--alpha"),
         (["--mode", "skip"], "--mode: invalid choice: 'skip'"),
         (["--granularity", "layer"], "--granularity"),

@@ -224,7 +224,9 @@ def _number(text: str, kind: Callable[[str], float], fits: Callable[[float], boo
 
 
 def _alpha(text: str) -> float:
-    return _number(text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number >= 0")
+    _number(text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number >= 0")
+    largest = _options.LARGEST
+    return _number(text, float, lambda value: value <= largest, f"at most {largest}, the largest number of float32")
 
 
 def _positive(text: str) -> float:
