@@ -172,7 +172,7 @@ class VoidPlan:
 
                 Ties go to the smaller mean ``|n_{l+1} - n_l|``, then to the lower index. The last three need a budget,
                 the last two a trace with updates (``patch(…, updates=True)``).
-            alpha: for ``"delta"``, finite and >= 0; None takes the trace's own.
+            alpha: for ``"delta"``, finite and >= 0; None takes the traces' own, if they have the same.
             budget: at most so many layers, a half as 0.5. Without ``halves`` only whole layers go.
             at_least: at least so many layers, taken by rank whether void or not; ``budget=k, at_least=k`` is exactly k.
             protect: layers that run whatever their rank, beside the default ones.
