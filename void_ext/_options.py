@@ -37,6 +37,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair stands in it, as in file names that are no UTF-8: no encoder takes it."""
+    return any("\ud800" <= mark <= "\udfff" for mark in text)
+
+
 def check_flag(name: str, value: bool) -> bool:
     """``value``, if it is a bool: ``reference_quirks="no"`` should not mean yes."""
     if not isinstance(value, bool):

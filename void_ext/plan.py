@@ -44,7 +44,8 @@ class VoidPlan:
         source: how it was made, in words; two plans that do the same are equal whatever they say here.
 
     Raises ValueError where a layer (of a row) is SKIPped in the prompt and not in the response: the response would
-    attend to keys and values that nobody computed. Hashable; no part of it can be changed.
+    attend to keys and values that nobody computed; and for a source that is no Unicode text. Hashable; no part of it
+    can be changed.
     """
 
     prompt: PhasePlan
@@ -60,6 +61,11 @@ class VoidPlan:
             raise TypeError(f"fingerprint: expected a Fingerprint or None, got {type(self.fingerprint).__name__}")
         if not isinstance(self.source, str):
             raise TypeError(f"source: expected text, got {type(self.source).__name__}")
+        if _options.has_half_pair(self.source):  # could be saved, and not be loaded
+            raise ValueError(
+                f"source: expected text, got half of a surrogate pair in {self.source!r:.200}; take it out, or encode "
+                "the name that it came from with errors='backslashreplace'"
+            )
         if self.prompt.layers != self.response.layers:
             raise ValueError(
                 f"response: expected the {self.prompt.layers} layers of prompt, got {self.response.layers}"
