@@ -33,7 +33,14 @@ def plan_from_trace(
     _options.check_choice("phase", phase, ("both", *_PHASES, "each"))
     off = _check_action(action, phase)
     if options["alpha"] is None:
-        options = {**options, "alpha": traces[0].alpha}
+        alphas = sorted({given.alpha for given in traces})
+        if signal == "delta" and len(alphas) > 1:
+            made = ", ".join(map(_options.alpha_text, alphas))
+            raise ValueError(
+                f"alpha: expected one for all traces, which were made with {made}, got None; give the one that is to "
+                "judge voids"
+            )
+        options = {**options, "alpha": alphas[0]}
     criterion = Criterion(signal=signal, **options)
     layers = traces[0].num_layers
     fingerprint = None

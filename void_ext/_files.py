@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,16 @@ def check_output(path: str | os.PathLike[str], *, what: str = "path", force: boo
     """Raise the error that writing ``path`` would meet, before any work is spent on its content.
 
     Raises:
-        IsADirectoryError, FileNotFoundError, PermissionError: the place cannot be written.
-        FileExistsError: something is there already and ``force`` is false.
+        IsADirectoryError, FileNotFoundError, PermissionError: the place cannot be written. OSError: nor such a name.
+        FileExistsError: something is there already and ``force`` is false, or it is no file.
     """
     target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{what}: expected a file to write, got the directory {str(target)!r}")
-    parent = target.parent
+    found = _found(target, what)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        kind = "the directory" if stat.S_ISDIR(found.st_mode) else "the device or pipe"
+        error = IsADirectoryError if stat.S_ISDIR(found.st_mode) else FileExistsError
+        raise error(f"{what}: expected a file to write, got {kind} {str(target)!r}")
+    parent = _followed(target).parent
     if not parent.is_dir():
         raise FileNotFoundError(f"{what}: the directory {str(parent)!r} of {str(target)!r} does not exist")
     try:
@@ -37,22 +41,46 @@ def check_output(path: str | os.PathLike[str], *, what: str = "path", force: boo
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, what: str = "path", force: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; it becomes ``path``, or goes if there was an error."""
+    """Yield a temporary name beside ``path`` to write to; it becomes ``path``, or goes if there was an error.
+
+    A file that is replaced leaves its mode to the new one, and a symbolic link stays: what it points to is replaced.
+    """
     target = check_output(path, what=what, force=force)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    place = _followed(target)
+    # A name of its own, and short: with some of the target's it could be longer than the file system takes.
+    handle, name = tempfile.mkstemp(prefix=".void-ext-", dir=place.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        make_public(temporary)
+        found = _found(target, what)
+        if found is None:
+            make_public(temporary)
+        else:  # as private as it was
+            temporary.chmod(stat.S_IMODE(found.st_mode))
         sync(temporary)
         if force:
-            os.replace(temporary, target)
+            os.replace(temporary, place)
         else:
-            _rename_new(temporary, target, what)
-        sync(target.parent)
+            _rename_new(temporary, place, what)
+        sync(place.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _found(target: Path, what: str) -> os.stat_result | None:
+    """What is there, behind any links; None for nothing yet."""
+    try:
+        return target.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # a name that is too long, links in a circle
+        raise type(error)(f"{what}: {str(target)!r} cannot be written: {error.strerror or error}") from None
+
+
+def _followed(target: Path) -> Path:
+    """Where a link points to; any other path as it is, relative ones too, for messages that name it."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
 def make_public(path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-_LARGEST = 3.4028234663852886e38  # of float32, in which thresholds are computed
+LARGEST = 3.4028234663852886e38  # of float32, in which thresholds are computed
 
 MODES = ("trace", "exit", "skip")
 FUSES = ("add", "norm")
@@ -12,11 +13,13 @@ GRANULARITIES = ("token", "sequence", "batch")
 
 
 def check_alpha(alpha: float) -> float:
-    """``alpha`` as a float; finite and >= 0."""
+    """``alpha`` as a float; finite in float32 and >= 0."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(f"alpha: expected a number >= 0, got {type(alpha).__name__} {alpha!r}")
-    if not 0 <= alpha <= _LARGEST:  # also False for NaN
+    if not 0 <= alpha < math.inf:  # also False for NaN
         raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
+    if alpha > LARGEST:
+        raise ValueError(f"alpha: expected at most {LARGEST}, the largest number of float32, got {alpha}")
     return float(alpha)
 
 
@@ -32,6 +35,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
     return value
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair stands in it, as in file names that are no UTF-8: no encoder takes it."""
+    return any("\ud800" <= mark <= "\udfff" for mark in text)
 
 
 def check_flag(name: str, value: bool) -> bool:

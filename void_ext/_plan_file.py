@@ -9,6 +9,7 @@ import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from void_ext import _options
 from void_ext._files import replacing
 from void_ext._fingerprint import SIZES, Fingerprint, Weights
 from void_ext._phase_plan import Action, PhasePlan
@@ -236,7 +237,7 @@ def _is_int(value: Any) -> bool:
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > _MAX_SOURCE:
         raise ValueError(f"entry {where!r}: expected text of at most {_MAX_SOURCE} characters, got {_short(value)}")
-    if any("\ud800" <= mark <= "\udfff" for mark in value):  # would fail when it is printed, far from here
+    if _options.has_half_pair(value):  # would fail when it is printed, far from here
         raise ValueError(f"entry {where!r}: expected text, got half of a surrogate pair")
     return value
 

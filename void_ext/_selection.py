@@ -19,7 +19,7 @@ def check_indices(name: str, value: Iterable[int], layers: int | None = None) ->
     """``value`` as sorted layer indices; each >= 0, below ``layers`` where that is known, none of them twice."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected a list of layer indices, got {type(value).__name__} {value!r}")
-    found: list[int] = []
+    found: set[int] = set()
     for given in value:
         index = _index(name, given)
         if index < 0:
@@ -28,12 +28,13 @@ def check_indices(name: str, value: Iterable[int], layers: int | None = None) ->
             raise ValueError(f"{name}: expected layer indices below {layers}, got {index}")
         if index in found:
             raise ValueError(f"{name}: expected each layer once, got {index} twice")
-        found.append(index)
+        found.add(index)
     return tuple(sorted(found))
 
 
 def _index(name: str, value: Any) -> int:
-    if not isinstance(value, bool):  # True is an int to Python, and a mask of layers is no list of indices
+    # True is an int to Python, and so is a bool tensor without dimensions: a mask of layers is no list of indices.
+    if not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", "")):
         try:
             return operator.index(value)
         except TypeError:

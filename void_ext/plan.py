@@ -44,7 +44,8 @@ class VoidPlan:
         source: how it was made, in words; two plans that do the same are equal whatever they say here.
 
     Raises ValueError where a layer (of a row) is SKIPped in the prompt and not in the response: the response would
-    attend to keys and values that nobody computed. Hashable; no part of it can be changed.
+    attend to keys and values that nobody computed; and for a source that is no Unicode text. Hashable; no part of it
+    can be changed.
     """
 
     prompt: PhasePlan
@@ -60,6 +61,11 @@ class VoidPlan:
             raise TypeError(f"fingerprint: expected a Fingerprint or None, got {type(self.fingerprint).__name__}")
         if not isinstance(self.source, str):
             raise TypeError(f"source: expected text, got {type(self.source).__name__}")
+        if _options.has_half_pair(self.source):  # could be saved, and not be loaded
+            raise ValueError(
+                f"source: expected text, got half of a surrogate pair in {self.source!r:.200}; take it out, or encode "
+                "the name that it came from with errors='backslashreplace'"
+            )
         if self.prompt.layers != self.response.layers:
             raise ValueError(
                 f"response: expected the {self.prompt.layers} layers of prompt, got {self.response.layers}"
@@ -172,7 +178,7 @@ class VoidPlan:
 
                 Ties go to the smaller mean ``|n_{l+1} - n_l|``, then to the lower index. The last three need a budget,
                 the last two a trace with updates (``patch(…, updates=True)``).
-            alpha: for ``"delta"``, finite and >= 0; None takes the trace's own.
+            alpha: for ``"delta"``, finite and >= 0; None takes the traces' own, if they have the same.
             budget: at most so many layers, a half as 0.5. Without ``halves`` only whole layers go.
             at_least: at least so many layers, taken by rank whether void or not; ``budget=k, at_least=k`` is exactly k.
             protect: layers that run whatever their rank, beside the default ones.

@@ -84,7 +84,8 @@ class PhaseTrace:
             return ops.void_mask(self.norms.flatten(0, 1), alpha, executed).view(*self.mask.shape, self.num_layers)
         group = torch.tensor(_enumerate(self._calls), dtype=torch.int64, device=self.norms.device)
         count = len(set(self._calls))
-        squares = self.norms.double().square() * self.mask[..., None]
+        # Chosen, not multiplied: a padded position may hold inf or NaN.
+        squares = torch.where(self.mask[..., None], self.norms.double().square(), 0.0)
         pooled = squares.new_zeros(squares.shape[0], count, squares.shape[2]).index_add_(1, group, squares)
         if self.info.granularity == "batch":
             pooled = pooled.sum(0, keepdim=True)

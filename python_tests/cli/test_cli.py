@@ -39,6 +39,7 @@ def usage_error(*argv: str) -> int:
         (["--alpha", "-0.1"], "--alpha: expected a finite number >= 0, got '-0.1'"),
         (["--alpha", "nan"], "--alpha: expected a finite number >= 0, got 'nan'"),
         (["--alpha", "inf"], "--alpha"),
+        (["--alpha", "1e39"], "--alpha: expected at most 3.4028234663852886e+38, the largest number of float32, got"),
         (["--alpha", "high"], "--alpha"),
         (["--mode", "skip"], "--mode: invalid choice: 'skip'"),
         (["--granularity", "layer"], "--granularity"),
@@ -112,9 +113,12 @@ def test_prompt_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_prompt_comes_from_stdin_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.txt").write_text("Wörter")
     assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file=str(tmp_path / "p.txt"))) == "Wörter"
-    with open(tmp_path / "p.txt") as file:
-        monkeypatch.setattr(sys, "stdin", file)
-        assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file="-")) == "Wörter"
+    (tmp_path / "marked.txt").write_text("\ufeffWörter", encoding="utf-8")  # a byte order mark is none of it
+    assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file=str(tmp_path / "marked.txt"))) == "Wörter"
+    for name in ("p.txt", "marked.txt"):
+        with open(tmp_path / name) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            assert _run.read_prompt(argparse.Namespace(prompt=None, prompt_file="-")) == "Wörter"
 
 
 def test_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +239,38 @@ def test_usage_fits_80_columns(
         assert lines[2].count("  0%") == bars
         assert lines[2].count("█") == 0
         assert lines[-1].count("█") >= 4 * bars
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_printed_is_not_read_as_anything(
+    colour: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slices such as ``a[:m:]`` are no emoji, whatever their colons hold."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1") if colour else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    terminal = _console.Terminal()
+    assert terminal.out.is_terminal == colour
+    text = "return a[:m:], t[:100:]  # [bold] :smile:"
+    for write in (terminal.print, terminal.document):
+        write(text)
+        assert capsys.readouterr().out == text + "\n"
+    for write in (terminal.note, terminal.error):
+        write(text)
+        assert text in capsys.readouterr().err
+
+
+def test_a_pipe_gets_every_character(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    terminal = _console.Terminal()
+    text = "if x:\n\treturn 1\t# one \x07 " + "long " * 50
+    for write in (terminal.print, terminal.document):
+        write(text)
+        assert capsys.readouterr().out == text + "\n"
+    terminal.hush()
+    terminal.document(text)
+    terminal.print(text)
+    assert capsys.readouterr().out == ""
 
 
 def test_bars_survive_an_ascii_terminal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -146,6 +147,28 @@ def test_a_static_cache_that_was_reset_is_empty(mode: Any, tiny: Any, padded_bat
             model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
             assert handle.trace.response.positions == [length]
             cache.reset()
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "batch"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@torch.no_grad()
+def test_padding_that_is_not_finite_has_no_say(value: float, granularity: str, tiny: Any, padded_batch: Any) -> None:
+    model, (ids, mask) = tiny("llama"), padded_batch
+    real = mask.bool()
+    found = []
+    for fill in (0.0, value):
+        hook = model.model.layers[-1].mlp.register_forward_hook(
+            lambda module, given, output, fill=fill: output.masked_fill(~real[..., None], fill)
+        )
+        with void_ext.patch(model, mode="exit", alpha=0.3, granularity=granularity) as handle:
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        hook.remove()
+        assert handle.trace is not None
+        prompt = handle.trace.prompt
+        assert bool(prompt.norms[..., -1][~real].isfinite().all()) == (fill == 0)
+        found.append((logits[real], prompt.active()[real], prompt.usage()))
+    for clean, beside in zip(*found, strict=True):
+        assert torch.equal(clean, beside)
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "batch"])

@@ -67,6 +67,19 @@ def test_the_document_is_json_and_marks_one_plan_a_budget(frontier: Frontier) ->
     assert document["points"][0]["sequences"]["held_out"]["kl"] == [0.4, 0.4]
 
 
+def test_a_plan_without_protected_layers_is_shown_and_not_chosen(frontier: Frontier) -> None:
+    better = dataclasses.replace(point("last layers", halves_of([5]), 0.1, 0.1), skips_protected=True)
+    found = Frontier(frontier.calibration, frontier.held_out, (better, *frontier.points))
+    assert found.at(1)[0] is better
+    assert found.best(1) == frontier.best(1)
+    lines = list(found.lines())
+    assert lines[3].startswith("| 1 | last layers (protected layers off: never saved) |")
+    assert lines[4].startswith("| 1 | **greedy, layers; exchanged, layers** |")
+    first, second = found.to_dict()["points"][:2]
+    assert (first["method"], first["saved"], first["skips_protected"]) == ("last layers", False, True)
+    assert (second["method"], second["saved"], second["skips_protected"]) == ("greedy, layers", True, False)
+
+
 def test_one_sequence_stands_without_intervals(frontier: Frontier) -> None:
     points = tuple(
         dataclasses.replace(one, calibration=one.calibration.part([0]), held_out=one.held_out.part([0]))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import void_ext
 from void_ext import _files
@@ -58,6 +59,20 @@ def test_no_plan_is_better_on_the_calibration_text(family: str, gentle: Callable
     assert len(methods) == 4 + 1 + 2 + 4
     assert len(found.frontier.points) == 2 * len(methods)
     assert "| 2 |" in "\n".join(found.frontier.lines())
+
+
+def test_no_plan_returned_goes_without_a_protected_layer(tiny: Callable[..., Any], two_texts: Any) -> None:
+    """The last layers are compared with even where they are protected: of this model the best plan measured."""
+    found = find_plans(tiny("llama"), two_texts, Settings(budgets=(1, 2), seeds=1, protect=(4, 5)))
+    for budget, plan in found.plans.items():
+        last = next(point for point in found.frontier.at(budget) if point.method == "last layers")
+        assert found.frontier.at(budget)[0] is last
+        assert last.skips_protected
+        assert off_of(plan) == found.frontier.best(budget).off <= {4, 5, 6, 7}
+        assert "last layers" not in plan.source
+    free = find_plans(tiny("llama"), two_texts, Settings(budgets=(1,), seeds=1, protect_default=False))
+    assert not any(point.skips_protected for point in free.frontier.points)
+    assert not any("protected" in line for line in free.frontier.lines())
 
 
 def test_what_runs_is_what_is_counted_and_at_most_what_was_told(gentle: Callable[..., Any], two_texts: Any) -> None:
@@ -202,6 +217,19 @@ def test_a_damaged_or_foreign_state_is_refused(
     assert path.read_text() == damaged
 
 
+def test_a_search_of_another_number_of_sequences_is_another_search(
+    gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
+) -> None:
+    model, path = gentle("llama"), tmp_path / "search.json"
+    fewer = tuple(dataclasses.replace(text, ids=text.ids[:2]) for text in two_texts)
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(model, fewer, SETTINGS, state_path=path, progress=Interrupt(12))
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match="belongs to another search: sequences is 2 there and 3 now"):
+        find_plans(model, two_texts, SETTINGS, state_path=path, progress=lambda *_: pytest.fail("it went on"))
+    assert path.read_bytes() == kept
+
+
 def test_the_state_of_another_model_with_the_same_norms_is_refused(
     gentle: Callable[..., Any], two_texts: Any, tmp_path: Path
 ) -> None:
@@ -271,6 +299,36 @@ def test_models_and_budgets_that_do_not_fit_are_refused(
         with pytest.raises(void_ext.UnsupportedModelError, match="gpt2"):
             refused(*arguments)
     assert not path.exists()
+
+
+def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_path: Path) -> None:
+    """A mixture of experts with two dense layers, the only ones that may go: both together weigh less than one."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[2, 3],
+    )
+    model = transformers.Qwen2MoeForCausalLM(config).eval()
+    path = tmp_path / "search.json"
+    for kinds in (("halves",), ("layers", "halves")):
+        settings = Settings(budgets=(1, 2), kinds=kinds)
+        message = r"budgets: expected at most 0\.\d+ layers, the weight of all halves that are not protected, got 2"
+        with pytest.raises(ValueError, match=message):
+            costs_of(model, settings, 3)
+        with pytest.raises(ValueError, match=message):
+            find_plans(model, two_texts, settings, state_path=path, progress=lambda *_: pytest.fail("it began"))
+    assert not path.exists()
+    found = find_plans(model, two_texts, Settings(budgets=(1, 2), shortlist=1, seeds=0, exchange=False))
+    assert off_of(found.plans[2]) == {4, 5, 6, 7}
 
 
 def test_the_picture(gentle: Callable[..., Any], two_texts: Any, tmp_path: Path) -> None:

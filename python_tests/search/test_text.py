@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,11 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prose.txt"
     path.write_text("Wörter", encoding="utf-8")
     assert read_text(path) == Text.of("prose.txt", "Wörter")
+    path.write_bytes(b"\xef\xbb\xbfhi\r\n")  # begins with a byte order mark
+    assert read_text(path) == Text.of("prose.txt", "hi\r\n")
+    path.write_bytes(b"\xef\xbb\xbf \n")
+    with pytest.raises(ValueError, match="only white space"):
+        read_text(path)
     with pytest.raises(FileNotFoundError, match=r"--text: .*none\.txt' cannot be read"):
         read_text(tmp_path / "none.txt", what="--text")
     with pytest.raises(IsADirectoryError, match="cannot be read"):
@@ -126,3 +132,12 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"a" * ((1 << 20) + 1))
     with pytest.raises(ValueError, match="at most 1 MiB"):
         read_text(path)
+
+
+def test_a_name_that_is_no_text_is_made_printable(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("prose")
+    assert read_text(path).name == "caf\\xe9.txt"
+    other = tmp_path / "café.txt"
+    other.write_text("prose")
+    assert read_text(other).name == "café.txt"

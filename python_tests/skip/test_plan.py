@@ -8,6 +8,7 @@ import itertools
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -192,6 +193,12 @@ def test_all_layers_or_none_may_be_named(model: Any) -> None:
         ({"attention": [8]}, ValueError, "attention: expected layer indices below 8, got 8"),
         ({"mlp": [2, 5, 2]}, ValueError, "mlp: expected each layer once, got 2 twice"),
         ({"skip": [True]}, TypeError, r"skip: expected layer indices \(ints\), got bool True"),
+        (
+            {"skip": torch.tensor([False, True])},
+            TypeError,
+            r"skip: expected layer indices .*, got Tensor tensor\(False\)",
+        ),
+        ({"mlp": np.array([False, True])}, TypeError, r"mlp: expected layer indices \(ints\), got bool"),
         ({"skip": [1.0]}, TypeError, r"skip: expected layer indices \(ints\), got float 1.0"),
         ({"skip": 3}, TypeError, "skip: expected a list of layer indices, got int 3"),
         ({"mlp": "12"}, TypeError, "mlp: expected a list of layer indices, got str '12'"),
@@ -204,7 +211,8 @@ def test_from_layers_refuses(options: Any, error: type[Exception], message: str,
 
 
 def test_indices_may_be_any_integers(model: Any) -> None:
-    assert VoidPlan.from_layers(model, skip=torch.tensor([2, 3])) == VoidPlan.from_layers(model, skip=[3, 2])
+    for indices in (torch.tensor([2, 3]), np.array([2, 3])):
+        assert VoidPlan.from_layers(model, skip=indices) == VoidPlan.from_layers(model, skip=[3, 2])
 
 
 @pytest.mark.parametrize("wrong", [None, "llama", True, 2.0, torch.nn.Linear(2, 2)])

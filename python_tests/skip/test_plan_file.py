@@ -106,6 +106,8 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch:
     dense = PhasePlan.dense(3)
     with pytest.raises(ValueError, match=r"expected at most .* 10000 characters of source"):
         VoidPlan(dense, dense, None, "x" * 10_001).save(tmp_path / "plan.json")
+    with pytest.raises(ValueError, match=r"source: expected text, got half of a surrogate pair in 'caf\\udce9\.txt'"):
+        VoidPlan(dense, dense, None, "caf\udce9.txt")
     monkeypatch.setattr(_plan_file, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="expected at most 100 bytes of JSON"):
         example().save(tmp_path / "plan.json")

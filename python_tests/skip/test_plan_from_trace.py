@@ -221,6 +221,17 @@ def test_from_trace_refuses_traces_that_cannot_tell(model: Any, traces: list[voi
         VoidPlan.from_trace(traces[0].prompt)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="trace: expected at least one trace, got an empty list"):
         VoidPlan.from_trace([])
+    assert VoidPlan.from_trace(traces[0]) == VoidPlan.from_trace(traces[0], alpha=0.3)
+    with void_ext.patch(model, alpha=0.8) as handle, torch.no_grad():
+        model(input_ids=ids)
+    assert handle.trace is not None
+    for several in ([plain, handle.trace], [handle.trace, plain]):
+        with pytest.raises(
+            ValueError, match=r"alpha: expected one for all traces, .* made with 0\.3, 0\.8, got None; give"
+        ):
+            VoidPlan.from_trace(several)
+        assert "alpha=0.5" in VoidPlan.from_trace(several, alpha=0.5).source
+        assert "alpha" not in VoidPlan.from_trace(several, signal="abs_delta", budget=1).source  # none is needed
     small = build(layers=4)
     with void_ext.patch(small, granularity="batch", halves=True) as handle, torch.no_grad():
         small(input_ids=ids)

@@ -31,12 +31,17 @@ class Terminal:
         self.out.quiet = self.err.quiet = silent
 
     def print(self, text: str = "", style: str | None = None) -> None:
-        # A terminal gets whole words on its lines, a file the lines as they are.
-        self.out.print(text, style=style, markup=False, highlight=False, soft_wrap=not self.out.is_terminal)
+        # A terminal gets whole words on its lines (and spaces for tabs, to measure them), a file the lines as they are.
+        if self.out.is_terminal:
+            self.out.print(text, style=style, markup=False, highlight=False)
+        else:
+            self.document(text)
 
     def document(self, text: str) -> None:
         """Text for another program: not a character is added, not even on a terminal."""
-        self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Rich would take control characters out, and tabs.
+        if not self.out.quiet:
+            print(text, file=self.out.file, flush=True)
 
     def note(self, text: str) -> None:
         self.err.print(text, markup=False, highlight=False, soft_wrap=not self.err.is_terminal)
@@ -97,8 +102,8 @@ def _console(stream: TextIO) -> Console:
         stream.reconfigure(errors="replace")
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     if plain:
-        return Console(file=stream, force_terminal=False, color_system=None)
-    return Console(file=stream)
+        return Console(file=stream, force_terminal=False, color_system=None, emoji=False)
+    return Console(file=stream, emoji=False)
 
 
 def _can_encode(stream: TextIO, text: str) -> bool:

@@ -11,6 +11,7 @@ from void_ext import _options
 
 ALPHA = 0.8
 MAX_NEW_TOKENS = 50
+_DIGITS = 4  # of a layer's number
 PLAN_HELP = "a plan, as VoidPlan.save or --save-plan wrote it"
 _SIGNALS = ("delta", "abs_delta", "relative_update", "cosine")
 
@@ -223,7 +224,9 @@ def _number(text: str, kind: Callable[[str], float], fits: Callable[[float], boo
 
 
 def _alpha(text: str) -> float:
-    return _number(text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number >= 0")
+    _number(text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number >= 0")
+    largest = _options.LARGEST
+    return _number(text, float, lambda value: value <= largest, f"at most {largest}, the largest number of float32")
 
 
 def _positive(text: str) -> float:
@@ -247,9 +250,17 @@ def _layers(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 6 or len(last) > 6:
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise argparse.ArgumentTypeError(f"expected layers such as 4,9-12, got {text!r}")
-        found.extend(range(int(first), int(last or first) + 1))
+        # The model is not known yet: what no model has is refused before a range of it is written out.
+        if max(len(first), len(last)) > _DIGITS:
+            raise argparse.ArgumentTypeError(f"expected numbers of at most {_DIGITS} digits, got {part.strip()!r}")
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise argparse.ArgumentTypeError(
+                f"expected the smaller number first, as in {high}-{low}, got {part.strip()!r}"
+            )
+        found.extend(range(low, high + 1))
     return found
 
 

@@ -42,7 +42,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         source = f"--prompt-file {arguments.prompt_file}"
         try:
             data = sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
-            prompt = data.decode()
+            prompt = data.decode().removeprefix("\ufeff")  # the byte order mark that some editors write
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: expected UTF-8 text, byte {error.start} is not") from None
         except OSError as error:

@@ -58,7 +58,7 @@ class ExitSelector:
             return
         squares = norms[:, column].view(self._batch, -1).double().square()
         if self._real is not None:
-            squares = squares * self._real
+            squares = torch.where(self._real, squares, 0.0)
         over = 1 if granularity == "sequence" else (0, 1)
         pooled = squares.sum(over, keepdim=True).sqrt().float()
         self._pooled[:, column].view(self._batch, -1).copy_(pooled.expand_as(squares))

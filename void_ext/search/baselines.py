@@ -53,7 +53,10 @@ def rankings(
 def blind(
     layers: int, budgets: Iterable[int], seeds: int, protect: Sequence[int], protect_default: bool
 ) -> Iterator[tuple[str, int, frozenset[int]]]:
-    """The same for the last layers, and for layers drawn from those that are not protected, once for each seed."""
+    """The same for the last layers, protected or not, and for layers drawn from those that are not, once for each seed.
+
+    What cutting off the end does is worth knowing, though the default protects it: a reader compares with it.
+    """
     kept = Criterion(budget=0, protect=protect, protect_default=protect_default).protected(layers)
     free = [layer for layer in range(layers) if layer not in kept]
     for budget in budgets:

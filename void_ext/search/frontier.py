@@ -21,6 +21,7 @@ class Point:
             layers; above the budget where halves do not add up to it.
         off: its halves, counted 2l (attention of layer l) and 2l + 1 (its MLP).
         calibration, held_out: its quality on both texts.
+        skips_protected: it leaves out some of a layer that is to run always: measured to compare with, never chosen.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Point:
     off: frozenset[int]
     calibration: Quality
     held_out: Quality
+    skips_protected: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class Frontier:
         return sorted(found, key=lambda point: point.calibration.divergence)
 
     def best(self, budget: float) -> Point:
-        """Of all plans measured at this budget the one with the smallest KL on the calibration text.
+        """Of the plans measured at this budget that leave protected layers alone, the one with the smallest KL on the
+        calibration text.
 
         The held-out text has no say: what it shows of the plan chosen is then no choice of its own.
         """
-        return self.at(budget)[0]
+        return next(point for point in self.at(budget) if not point.skips_protected)
 
     def against_cosine(self, point: Point) -> tuple[float, float | None, float | None] | None:
         """Held-out perplexity over that of the cosine ranking at the same budget, with its paired interval:
@@ -75,6 +78,7 @@ class Frontier:
                         "size": point.size,
                         "off": named(point.off),
                         "saved": point is best,
+                        "skips_protected": point.skips_protected,
                         "calibration": point.calibration.summary(),
                         "held_out": point.held_out.summary(),
                         "held_out_perplexity_over_cosine": None if against is None else list(against),
@@ -90,7 +94,7 @@ class Frontier:
         }
 
     def lines(self) -> Iterable[str]:
-        """A Markdown table; the saved plan of each budget in bold."""
+        """A Markdown table; the saved plan of each budget in bold, one that skips protected layers said to do so."""
         yield (
             "| budget | method | calibration: perplexity | KL | held out: perplexity | same token | over cosine's "
             "| off |"
@@ -108,6 +112,7 @@ class Frontier:
                 over = "" if against is None else with_interval(*against)
                 method = "; ".join(one.method for one in points)
                 method = f"**{method}**" if point.off == best.off else method
+                method += " (protected layers off: never saved)" * point.skips_protected
                 size = f"{budget:g}" if math.isclose(point.size, budget) else f"{budget:g} ({point.size:.3g})"
                 yield _line(size, method, point.calibration, point.held_out, over, named(point.off))
 

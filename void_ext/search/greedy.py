@@ -233,6 +233,11 @@ def most(
     return Cost(halves / 2, whole / 2, swapped, plans + tried)
 
 
+def reaches(units: Sequence[Unit], budget: float) -> bool:
+    """Whether all of the units together weigh as much as ``budget``."""
+    return sum(unit.weight for unit in units) >= budget - _ROUNDING
+
+
 def _steps(units: Sequence[Unit], budget: float) -> int:
     """How many units reach ``budget`` at most."""
     return _count(sorted(unit.weight for unit in units), budget)

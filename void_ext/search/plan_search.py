@@ -20,10 +20,10 @@ from void_ext.search.frontier import Frontier, Point
 from void_ext.search.greedy import Greedy, Step
 from void_ext.search.measure import Judge, Quality
 from void_ext.search.prefix import Prefixes, PrefixRunner, check_searchable
-from void_ext.search.settings import Settings, configuration_of
+from void_ext.search.settings import Settings, configuration_of, searched_units
 from void_ext.search.state import State, key_of
 from void_ext.search.text import Passage
-from void_ext.search.units import halves_of, plan_of, size_of, units_of
+from void_ext.search.units import Unit, halves_of, plan_of, size_of
 
 #: progress(what, done, total)
 Progress = Callable[[str, int, int], None]
@@ -34,7 +34,7 @@ class Found:
     """What a search found.
 
     Attributes:
-        plans: for each budget the best plan measured, with the model's fingerprint.
+        plans: for each budget the best plan measured that leaves protected layers alone, with the model's fingerprint.
         evaluations: layer evaluations done by this run of the search, by what they were for.
         steps: per kind of units the steps of the search.
         not_exchanged: per kind of units the budgets at which no exchange was tried though it was asked for: an earlier
@@ -60,7 +60,8 @@ def find_plans(
 
     Tried are: rankings by voids at alpha, ``|delta|``, relative update and cosine (block influence), from one traced
     pass; random and the last layers; and a greedy search that measures. All are compared by KL to the dense logits, so
-    none of them is better on the calibration text than the plan returned. The held-out text is only reported.
+    none of them is better on the calibration text than the plan returned, but for the last layers where protected ones
+    are among them: those are only reported. So is the held-out text.
 
     Args:
         model: in eval mode, unpatched, of an architecture that ``patch(mode="skip")`` takes; left as it was.
@@ -75,13 +76,14 @@ def find_plans(
     """
     check_searchable(model)
     configuration = configuration_of(model, passages, settings)
+    units = searched_units(settings, Fingerprint.of(model))
     if state_path is not None and state_path.exists():
         state = State.load(state_path, configuration)
     else:
         state = State(configuration)
         if state_path is not None:
             state.save(state_path)
-    return _Search(model, passages, settings, state, state_path, progress).run()
+    return _Search(model, passages, settings, units, state, state_path, progress).run()
 
 
 class _Search:
@@ -90,12 +92,14 @@ class _Search:
         model: nn.Module,
         passages: tuple[Passage, Passage],
         settings: Settings,
+        units: dict[str, tuple[Unit, ...]],
         state: State,
         path: Path | None,
         progress: Progress,
     ):
         self.model = model
         self.settings = settings
+        self.units = units
         self.state = state
         self.path = path
         self.progress = progress
@@ -155,11 +159,12 @@ class _Search:
         self._spent("plans", self._since(before))
 
     def _search(self, kind: str) -> None:
-        candidates = units_of(kind, self.fingerprint.weights, self.protected)
         steps = self.state.steps.setdefault(kind, [])
         prefixes, judge = self._text("calibration")
         before = self.runner.launched
-        search = Greedy(candidates, prefixes, judge, self.settings.shortlist, steps, self.state.pending, self._save)
+        search = Greedy(
+            self.units[kind], prefixes, judge, self.settings.shortlist, steps, self.state.pending, self._save
+        )
         self._spent("dense", self._since(before))
         done = 0  # of the steps: those of an earlier run are gone through again
         for budget in self.settings.budgets:
@@ -229,6 +234,7 @@ class _Search:
 
     def _found(self) -> Found:
         weights = self.fingerprint.weights
+        protected = halves_of(self.protected)
         points = tuple(
             Point(
                 method,
@@ -238,6 +244,7 @@ class _Search:
                 off,
                 self._quality("calibration", off),
                 self._quality("held_out", off),
+                not off.isdisjoint(protected),
             )
             for method, budget, off in self.points
         )

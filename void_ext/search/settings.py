@@ -16,7 +16,7 @@ from void_ext.search import greedy, units
 from void_ext.search.greedy import Cost
 from void_ext.search.prefix import check_searchable
 from void_ext.search.text import Passage
-from void_ext.search.units import units_of
+from void_ext.search.units import Unit, units_of
 
 BASELINES = 5  # four rankings and the last layers, beside the random ones
 
@@ -34,7 +34,8 @@ class Settings:
         exchange: at each budget, go on from the best plan known and try to exchange units: see
             :mod:`void_ext.search.greedy`.
         seeds: how many random plans.
-        protect, protect_default: layers that always run, in every method but "last layers".
+        protect, protect_default: layers that always run, in every method but "last layers", whose plan is not chosen
+            where some of them are among the last.
     """
 
     budgets: tuple[int, ...]
@@ -139,6 +140,24 @@ def configuration_of(model: nn.Module, passages: tuple[Passage, Passage], settin
     }
 
 
+def searched_units(settings: Settings, fingerprint: Fingerprint) -> dict[str, tuple[Unit, ...]]:
+    """What each kind of search may let go.
+
+    Raises ValueError where all of it weighs less than the greatest budget: layers of many models weigh the same, those
+    of some mixtures of experts do not.
+    """
+    protected = settings.protected(fingerprint.layers)
+    found = {kind: units_of(kind, fingerprint.weights, protected) for kind in settings.kinds}
+    for kind, candidates in found.items():
+        if not greedy.reaches(candidates, settings.budgets[-1]):
+            weight = sum(unit.weight for unit in candidates)
+            raise ValueError(
+                f"budgets: expected at most {weight:.3g} layers, the weight of all {kind} that are not protected, got "
+                f"{settings.budgets[-1]}; take smaller budgets, protect fewer layers, or search whole layers alone"
+            )
+    return found
+
+
 def costs_of(model: nn.Module, settings: Settings, sequences: int) -> Costs:
     """The bound on :func:`find_plans` over texts of so many sequences.
 
@@ -148,17 +167,9 @@ def costs_of(model: nn.Module, settings: Settings, sequences: int) -> Costs:
     check_searchable(model)
     fingerprint = Fingerprint.of(model)
     layers = fingerprint.layers
-    protected = settings.protected(layers)
     searches = {
-        kind: greedy.most(
-            units_of(kind, fingerprint.weights, protected),
-            layers,
-            settings.budgets,
-            settings.shortlist,
-            settings.exchange,
-            sequences,
-        )
-        for kind in settings.kinds
+        kind: greedy.most(candidates, layers, settings.budgets, settings.shortlist, settings.exchange, sequences)
+        for kind, candidates in searched_units(settings, fingerprint).items()
     }
     others = BASELINES + settings.seeds
     kept = sum(layers - budget for budget in settings.budgets)

@@ -79,18 +79,22 @@ class State:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         try:
-            state = _parse(data, sequences=configuration["sequences"])
+            document = _parse(data)
+            # Compared first: what the entries must look like depends on it.
+            different = _difference("", document["configuration"], configuration)
+            state = None if different else _state(document, sequences=configuration["sequences"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
                 f"state: {path} is damaged or no state of a search: {what}; move it away, or begin anew with --force"
             ) from None
-        if different := _difference("", state.configuration, configuration):
+        if different:
             name, theirs, ours = different
             raise ValueError(
                 f"state: {path} belongs to another search: {name} is {theirs} there and {ours} now; give another "
                 "--out, the options of that search, or --force to begin anew"
             )
+        assert state is not None
         return state
 
 
@@ -99,7 +103,7 @@ def key_of(role: str, off: Iterable[int]) -> str:
     return f"{role}/{' '.join(map(str, sorted(off)))}"
 
 
-def _parse(data: bytes, sequences: int) -> State:
+def _parse(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes")
     document = json.loads(data.decode(), parse_constant=lambda name: _number(name))
@@ -109,6 +113,10 @@ def _parse(data: bytes, sequences: int) -> State:
         raise ValueError(f"this void_ext reads version {VERSION}, got {document.get('version')!r}")
     if not isinstance(document["configuration"], dict):
         raise ValueError("entry 'configuration': expected an object")
+    return document
+
+
+def _state(document: dict[str, Any], sequences: int) -> State:
     return State(
         configuration=document["configuration"],
         rankings=[(_text(method), _whole(budget), _halves(off)) for method, budget, off in _list(document["rankings"])],

@@ -69,7 +69,10 @@ def default_text() -> Text:
 
 
 def read_text(path: str | os.PathLike[str], *, what: str = "path") -> Text:
-    """A UTF-8 file. Raises OSError or ValueError, naming ``what``, for one that is missing, too large or not text."""
+    """A UTF-8 file, without its byte order mark if it has one.
+
+    Raises OSError or ValueError, naming ``what``, for one that is missing, too large or not text.
+    """
     place = Path(path)
     try:
         with place.open("rb") as file:
@@ -81,12 +84,13 @@ def read_text(path: str | os.PathLike[str], *, what: str = "path") -> Text:
             f"{what}: expected at most {MAX_BYTES >> 20} MiB of text, {str(place)!r} is larger; take a part"
         )
     try:
-        content = data.decode()
+        content = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{what}: expected UTF-8 text, byte {error.start} of {str(place)!r} is not") from None
     if not content.strip():
         raise ValueError(f"{what}: expected text, {str(place)!r} has only white space")
-    return Text.of(place.name, content)
+    # A name need not be text. Plans and figures say it, and they are.
+    return Text.of(os.fsencode(place.name).decode(errors="backslashreplace"), content)
 
 
 def passages(
