@@ -240,6 +240,19 @@ def test_a_full_disk_keeps_what_was_finished(
     assert results(report) == results(run(model, tokenizer, load("telling"), modes))
 
 
+def test_room_is_made_without_throwing_away_what_was_finished(
+    tmp_path: Path, tiny: Any, tokenizer: Any, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        if path.parent.name == "cells":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "sync", full)
+    store = CellStore(tmp_path / "out", force=True)
+    with pytest.raises(OSError, match=r"the same command again without force \(--force\), and it goes on from what"):
+        run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=store)
+
+
 @pytest.mark.parametrize(
     ("place", "kind", "message"),
     [

@@ -145,16 +145,17 @@ class CellStore:
                 f"directory: {str(self.directory)!r} holds a run of another configuration ({where}); take another "
                 "directory, or pass force (--force) to throw that run away"
             )
+        if found is None:
+            self._clear()
+            self.directory.mkdir(exist_ok=True)
+            # Before anything else: a directory that holds more and no run.json is refused ever after.
+            self._write(
+                self.directory / RUN,
+                {"format": FORMAT, "version": VERSION, "batch_size": batch_size, "configuration": known},
+            )
         self.begun = True
-        if found is not None:
-            return self._read_cells()
-        self._clear()
-        (self.directory / CELLS).mkdir(parents=True, exist_ok=True)
-        self._write(
-            self.directory / RUN,
-            {"format": FORMAT, "version": VERSION, "batch_size": batch_size, "configuration": known},
-        )
-        return {}
+        (self.directory / CELLS).mkdir(exist_ok=True)
+        return {} if found is None else self._read_cells()
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell."""
@@ -169,15 +170,16 @@ class CellStore:
             with replacing(path, what="directory", force=True) as temporary:
                 temporary.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
+            goes_on = " without force (--force)" * self.force + ", and it goes on from what was finished before"
             raise type(error)(
-                f"{path} could not be written ({error.strerror or error}). What was finished before is kept in "
-                f"{str(self.directory)!r}: make room, then run the same command again, and it goes on from there"
+                f"{path} could not be written ({error.strerror or error}); make room, then run the same command again"
+                + goes_on * self.begun
             ) from error
 
     def _read_run(self, force: bool) -> dict[str, Any] | None:
         path = self.directory / RUN
         if not path.exists():
-            if self.directory.is_dir() and any(self.directory.iterdir()):
+            if self.directory.is_dir() and not all(map(_is_left_over, self.directory.iterdir())):
                 raise ValueError(
                     f"directory: {str(self.directory)!r} holds files and no {RUN}; expected an empty or new directory, "
                     "or one of an earlier run"
@@ -211,10 +213,19 @@ class CellStore:
     def _clear(self) -> None:
         if not self.directory.exists():
             return
-        for name in (RUN, *_RESULTS):
+        for name in _RESULTS:
             (self.directory / name).unlink(missing_ok=True)
         if (self.directory / CELLS).is_dir():
             shutil.rmtree(self.directory / CELLS)
+        # Last: whoever is stopped before this leaves what is known as a run, and can be thrown away again.
+        (self.directory / RUN).unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that was stopped before its ``run.json`` was there can have left this: nothing is lost with it."""
+    if path.name == CELLS:
+        return path.is_dir() and not any(path.iterdir())
+    return any(path.match(f".{Path(name).stem}-*{Path(name).suffix}") for name in (RUN, *_RESULTS))
 
 
 def plain(value: Any) -> Any:
