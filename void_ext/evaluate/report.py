@@ -45,7 +45,8 @@ class TaskInfo:
 class ScoreRow:
     """One metric of one task (or of a group's pooled documents) in one mode.
 
-    A group has a row for a metric where all of its tasks that have the metric aggregate it in the same way.
+    A group has a row for a metric where all of its tasks that have the metric aggregate it in the same way, over the
+    same seeds.
 
     Attributes:
         documents: those that have the metric; of a group those of such tasks alone.
@@ -141,7 +142,7 @@ class Report:
         """The metric that stands for a task where there is room for one."""
         given = list(dict.fromkeys(row.metric for row in self.scores if row.task == task))
         if not given:
-            raise KeyError(f"no metric of {task!r} that its tasks put together in the same way")
+            raise KeyError(f"no metric of {task!r} that its tasks put together in the same way over the same seeds")
         return next((metric for name in _FIRST_METRICS for metric in given if metric.split(",")[0] == name), given[0])
 
     def _scores(self, name: str, members: list[str]) -> Iterator[ScoreRow]:
@@ -158,6 +159,8 @@ class Report:
             if not all(how.agrees_with(other) for other in others):
                 continue  # one number for logarithms and shares, say, would mean nothing
             seeds = self.tasks[next(iter(tasks))].seeds
+            if any(set(self.tasks[task].seeds) != set(seeds) for task in tasks):
+                continue  # nor one for documents of which some were asked once and others three times
             dense = None
             for mode in self.modes:
                 runs = [_values(cells, list(tasks), mode.label, seed, metric) for seed in seeds]

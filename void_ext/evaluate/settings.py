@@ -18,7 +18,7 @@ class TaskRun:
         task: an ``lm_eval.api.task.Task``.
         generation: updates the task's ``generation_kwargs``.
         seeds: replaces the settings' seeds.
-        group: entries with the same one have their documents pooled in one more row of the report.
+        group: entries with the same one, and the same seeds, have their documents pooled in one more row of the report.
     """
 
     task: Any
