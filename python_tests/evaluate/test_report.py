@@ -71,6 +71,48 @@ def test_a_name_that_is_no_picture_is_refused(report: Report, tmp_path: Path) ->
         report.plot(tmp_path / "picture.txt")
 
 
+# A metric that a task gives for some answers alone, f1, beside one that every answer has.
+
+
+def test_no_difference_where_no_document_has_the_metric_in_both_modes(
+    make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    dense = {0: [{"acc": 1, "f1": 0.5}, {"acc": 0}, {"acc": 0}]}
+    other = {0: [{"acc": 0}, {"acc": 0, "f1": 0.2}, {"acc": 1, "f1": 0.4}]}
+    report = make_report({"a": {"dense": dense, "exit": other}})
+    row = report.score("a", "exit", "f1")
+    assert (row.documents, row.score.value, row.difference) == (2, pytest.approx(0.3), None)
+    acc = report.score("a", "exit", "acc").difference
+    assert acc is not None
+    assert (acc.only_dense, acc.only_mode) == (1, 1)
+    assert "| exit | f1 (2 documents) | 0.3 |" in report.save(tmp_path)["table"].read_text()
+
+
+def test_no_row_where_no_document_has_the_metric_in_all_runs(
+    make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    dense = {seed: [{"acc": 1, "f1": 0.5}, {"acc": 0, "f1": 0.1}] for seed in (0, 1)}
+    other = {0: [{"acc": 1, "f1": 0.25}, {"acc": 0}], 1: [{"acc": 0}, {"acc": 0, "f1": 0.75}]}
+    report = make_report({"a": {"dense": dense, "exit": other}})
+    assert {row.mode for row in report.scores if row.metric == "f1"} == {"dense"}
+    assert [row.seed for row in report.scores if (row.mode, row.metric) == ("exit", "acc")] == [0, 1, None]
+    report.save(tmp_path)
+
+
+def test_the_picture_shows_a_metric_of_all_modes(make_report: Callable[..., Report], tmp_path: Path) -> None:
+    both = {
+        "a": {"dense": {0: [{"f1": 0.5, "bleu": 0.1}]}, "exit": {0: [{"bleu": 0.3}]}},
+        "b": {"dense": {0: [{"f1": 0.5}]}, "exit": {0: [{}]}},
+        "c": {"dense": {0: [{}]}, "exit": {0: [{}]}},
+    }
+    report = make_report(both)
+    assert [report.first_metric(task) for task in ("a", "b")] == ["bleu", "f1"]
+    files = report.save(tmp_path)
+    assert "No question has a metric in every run." in files["table"].read_text()
+    text = report.plot(tmp_path / "picture.svg").read_text()
+    assert text.count(">bleu<") == text.count(">f1<") == text.count(">no score<") == 1
+
+
 def test_what_json_does_not_know_comes_back() -> None:
     value = {"a": [float("inf"), -0.5, (1, 2)], "b": {"c": float("nan")}, "inf": "inf"}
     back = restored(json.loads(json.dumps(plain(value), allow_nan=False)))

@@ -46,6 +46,8 @@ def _scores(report: Report, name: str) -> list[str]:
     rows = [row for row in report.scores if row.task == name]
     seeds = len({row.seed for row in rows}) > 1
     if not rows:
+        if report.names[name] == [name]:
+            return ["No question has a metric in every run."]
         return ["Its tasks share no metric that they put together in the same way over the same seeds."]
     head = ["mode", *(["seed"] if seeds else []), "metric", "score", "± stderr", level, "− dense", level]
     lines = _head([*head, "only dense : only this, McNemar p"])

@@ -67,9 +67,17 @@ def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = F
 
 
 def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
+    axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
+    if not any(row.task == name for row in report.scores):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no score", ha="center", transform=axes.transAxes)
+        return
     metric = report.first_metric(name)
+    having = {row.mode for row in report.scores if (row.task, row.metric) == (name, metric)}
     labels: list[tuple[float, float, str, str]] = []
     for mode in report.modes:
+        if mode.label not in having:
+            continue
         row = report.score(name, mode.label, metric)
         usage = next(u for u in report.usage if (u.task, u.mode) == (name, mode.label))
         colour, marker = _COLOURS[mode.name], _MARKERS[mode.name]
@@ -92,7 +100,6 @@ def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
     if "perplexity" in metric:
         axes.set_yscale("log")
     _draw_labels(axes, labels, height)
-    axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
