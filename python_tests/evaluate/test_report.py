@@ -12,6 +12,7 @@ import pytest
 import void_ext
 from void_ext.evaluate import ModeSpec, Report, Settings, TaskRun, run
 from void_ext.evaluate.cells import plain, restored
+from void_ext.evaluate.statistics import Metric
 
 pytest.importorskip("lm_eval")
 
@@ -111,6 +112,19 @@ def test_the_picture_shows_a_metric_of_all_modes(make_report: Callable[..., Repo
     assert "No question has a metric in every run." in files["table"].read_text()
     text = report.plot(tmp_path / "picture.svg").read_text()
     assert text.count(">bleu<") == text.count(">f1<") == text.count(">no score<") == 1
+
+
+@pytest.mark.parametrize("logs", [[-600.0, -700.0], [-800.0, -900.0]], ids=["near the end of floats", "beyond it"])
+def test_a_perplexity_without_a_place_in_the_picture(
+    make_report: Callable[..., Report], tmp_path: Path, logs: list[float]
+) -> None:
+    answers = [{"perplexity": value} for value in logs]
+    far = {"dense": {0: answers}, "exit": {0: answers}}
+    near = {"dense": {0: [{"perplexity": -1.0}, {"perplexity": -2.0}]}, "exit": {0: answers}}
+    report = make_report({"far": far, "near": near}, metrics={"perplexity": Metric("perplexity")})
+    files = report.save(tmp_path)
+    value = report.score("near", "exit", "perplexity").score.value
+    assert f"| exit | perplexity | {value:.4g} |" in files["table"].read_text()
 
 
 def test_what_json_does_not_know_comes_back() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Inches.
 _SCORE_WIDTH, _LAYER, _HEAT_LEAST, _ROW, _HEIGHT_LEAST = 3.4, 0.16, 2.6, 0.19, 2.2
 _MOST = 12  # panels; a picture of more is no picture
+_LARGEST = 1e100  # of scores with a place in it: matplotlib's logarithmic axes fail well before floats end
 _DPI = 130
 _FONT_SIZE = 8.0
 # Okabe-Ito.
@@ -79,11 +80,13 @@ def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
         if mode.label not in having:
             continue
         row = report.score(name, mode.label, metric)
+        if not abs(row.score.value) <= _LARGEST:
+            continue  # nor NaN; the table tells of it
         usage = next(u for u in report.usage if (u.task, u.mode) == (name, mode.label))
         colour, marker = _COLOURS[mode.name], _MARKERS[mode.name]
         value = row.score.value
         error = None
-        if row.score.low is not None and row.score.high is not None:
+        if row.score.low is not None and row.score.high is not None and row.score.high <= _LARGEST:
             # A percentile interval need not hold the value itself.
             error = [[max(0.0, value - row.score.low)], [max(0.0, row.score.high - value)]]
         axes.errorbar(usage.computed, value, yerr=error, fmt=marker, color=colour, markersize=5, linewidth=1, capsize=2)
@@ -97,7 +100,7 @@ def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
     axes.set_xlim(-0.02 * layers, 1.12 * layers)
     axes.set_xlabel("layers computed per token (hollow: active ones)")
     axes.set_ylabel(metric, parse_math=False)
-    if "perplexity" in metric:
+    if "perplexity" in metric and labels:
         axes.set_yscale("log")
     _draw_labels(axes, labels, height)
     axes.grid(color="#DDDDDD", linewidth=0.6)
