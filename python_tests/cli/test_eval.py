@@ -15,6 +15,8 @@ from void_ext import cli
 
 pytest.importorskip("lm_eval")
 
+from void_ext.evaluate import CellStore, Report
+
 PROMPTS = [{"prompt": word, "target": word[::-1]} for word in ("ape", "beetle", "cat", "donkey", "eel")]
 
 
@@ -166,6 +168,42 @@ def test_an_interrupted_run_says_what_is_kept(
     assert cli.main(argv) == 0
     assert len(calls) == 3
     assert "| exit α=0.8 | 6 of 6 |" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("never_loads")
+@pytest.mark.parametrize("options", [[], ["--force"]])
+def test_a_place_in_use_is_refused_before_the_model(
+    options: list[str], task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["eval", "smollm2", "--tasks", "echo", "--task-path", str(task), "--out", str(out), *options]
+    with CellStore(out) as store:
+        store.begin({"model": "a"}, 1)
+        before = (out / "run.json").read_bytes()
+        assert cli.main(argv) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "expected one that no other run is using" in said
+    assert "goes on from there" not in said
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_a_place_is_kept_until_the_results_are_written(
+    model: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save, tried = tmp_path / "out", Report.save, []
+
+    def watched(report: Report, directory: str, force: bool = False) -> dict[str, Path]:
+        with pytest.raises(ValueError, match="no other run is using"), CellStore(directory, force=True):
+            pytest.fail("entered")
+        tried.append(directory)
+        return save(report, directory, force=force)
+
+    monkeypatch.setattr(Report, "save", watched)
+    argv = ["eval", model, "--tasks", "echo", "--task-path", str(task), "--out", str(out), "--device", "cpu"]
+    assert cli.main([*argv, "--modes", "dense", "--limit", "1"]) == 0
+    assert tried == [str(out)]
+    with CellStore(out):
+        pass
 
 
 def test_alphas_that_are_near_have_names_of_their_own(

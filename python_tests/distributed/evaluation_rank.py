@@ -82,6 +82,8 @@ def main(path: str, result: str, task_folder: str) -> None:
     errors["a plan that does not fit"] = error_of(lambda: small(modes=evaluation.modes(6 + 6 * RANK)))
     errors["no place to write"] = error_of(lambda: small(directory="/proc/void-eval"))
     errors["another run's place"] = error_of(lambda: small(directory=out / "run"))
+    with CellStore(out / "run") if RANK == 0 else contextlib.nullcontext():
+        errors["a place in use"] = error_of(lambda: small(directory=out / "run"))
     with model.lm_head.register_forward_pre_hook(raising(ArithmeticError("no"), 2)):
         errors["a call that fails"] = error_of(small)
     task = one_task["writing"].task

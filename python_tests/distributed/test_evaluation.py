@@ -86,6 +86,7 @@ def test_a_tensor_parallel_model_is_not_shared(
         ("a plan that does not fit", 1, "ValueError: model: the plan was made for 12 layers, got 6"),
         ("no place to write", 0, "PermissionError: directory: the directory '/proc' of '/proc/void-eval'"),
         ("another run's place", 0, "ValueError: directory: "),
+        ("a place in use", 0, "ValueError: directory: expected one that no other run is using"),
         ("a call that fails", 1, "ArithmeticError: no"),
         ("a score that fails", 1, "ArithmeticError: no score"),
         ("a full disk", 0, "OSError: [Errno 28] No space left on device"),

@@ -103,6 +103,59 @@ def write_task_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def make_report() -> Callable[..., Any]:
+    """``make_report({task: {mode: {seed: [metrics of a document, …]}}}, groups={task: group})``; modes dense and exit.
+
+    Each document is ten tokens of the prompt, for which the only layer was active.
+    """
+    from void_ext.evaluate import Cell, Item, ModeSpec, Report
+    from void_ext.evaluate.report import TaskInfo
+    from void_ext.evaluate.statistics import Metric
+    from void_ext.evaluate.tally import PhaseUsage
+
+    class Means(dict[str, Metric]):
+        def __missing__(self, metric: str) -> Metric:
+            return Metric("mean")
+
+    def make(answers: dict[str, Any], groups: dict[str, str] | None = None, metrics: Any = None) -> Report:
+        cells = []
+        for task, by_mode in answers.items():
+            for mode, by_seed in by_mode.items():
+                for seed, documents in by_seed.items():
+                    tokens = 10 * len(documents)
+                    items = [Item(index, dict(document), []) for index, document in enumerate(documents)]
+                    usage = {
+                        "prompt": PhaseUsage(tokens, {"0.8": [tokens]}, [tokens]),
+                        "response": PhaseUsage(0, {"0.8": [0]}, [0]),
+                    }
+                    cells.append(Cell(task, mode, seed, items, usage, None, layers=1, requests=1, seconds=1.0))
+        infos = {}
+        for task, by_mode in answers.items():
+            runs = next(iter(by_mode.values()))
+            infos[task] = TaskInfo(
+                name=task,
+                group=(groups or {}).get(task),
+                seeds=tuple(runs),
+                documents=len(next(iter(runs.values()))),
+                requests_sha256="",
+                config={},
+                generation={},
+                metrics=Means(metrics or {}),
+                higher_is_better={},
+            )
+        modes = [ModeSpec.dense(), ModeSpec.exit(0.8, label="exit")]
+        return Report(
+            cells=cells,
+            tasks=infos,
+            modes=[mode for mode in modes if any(mode.label in by_mode for by_mode in answers.values())],
+            configuration={"model": {"name": "made", "dtype": "float32"}, "versions": {}},
+            environment={"device": "none", "batch_size": 1, "processes": 1},
+        )
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_task_folder(tmp_path_factory.mktemp("tasks"))

@@ -70,3 +70,43 @@ def test_a_group_has_no_row_where_its_tasks_aggregate_in_different_ways(
     assert not [row for row in report.scores if row.task == "both"]
     table = report.save(tmp_path)["table"].read_text()
     assert "share no metric" in table
+
+
+def accuracies(*values: float) -> list[dict[str, float]]:
+    return [{"acc": value} for value in values]
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        {"greedy": (0,), "sampled": (0, 1, 2)},
+        {"sampled": (0, 1, 2), "greedy": (0,)},
+        {"greedy": (0,), "sampled": (1, 2)},
+    ],
+    ids=["greedy first", "sampled first", "none in common"],
+)
+def test_a_group_has_no_row_over_different_seeds(
+    make_report: Callable[..., Any], tmp_path: Path, seeds: dict[str, tuple[int, ...]]
+) -> None:
+    """Whichever comes first: nothing is left out of a number that says it is the group's."""
+    answers = {task: {"dense": {seed: accuracies(seed == 0, 0) for seed in own}} for task, own in seeds.items()}
+    report = make_report(answers, groups={"greedy": "g", "sampled": "g"})
+    assert {row.task for row in report.scores} == {"greedy", "sampled"}
+    usage = {row.task: row for row in report.usage}
+    assert usage["g"].tokens["prompt"] == usage["greedy"].tokens["prompt"] + usage["sampled"].tokens["prompt"]
+    table = report.save(tmp_path)["table"].read_text()
+    assert "4 documents of 2 tasks, seeds 0, 1, 2 (not all in every task)" in table
+    assert "share no metric that they put together in the same way over the same seeds" in table
+
+
+def test_a_group_has_rows_over_the_seeds_that_its_tasks_share(make_report: Callable[..., Any]) -> None:
+    """In whatever order; and a metric that another task lacks does not hang on that task's seeds."""
+    answers = {
+        "one": {"dense": {0: accuracies(1, 0), 1: accuracies(1, 1)}},
+        "two": {"dense": {1: accuracies(0, 0), 0: accuracies(0, 1)}},
+        "three": {"dense": {5: [{"f1": 0.5}]}},
+    }
+    report = make_report(answers, groups=dict.fromkeys(answers, "g"))
+    rows = [row for row in report.scores if (row.task, row.metric) == ("g", "acc")]
+    assert [(row.seed, row.documents, row.score.value) for row in rows] == [(0, 4, 0.5), (1, 4, 0.5), (None, 4, 0.5)]
+    assert report.score("g", "dense", "f1").score.value == 0.5

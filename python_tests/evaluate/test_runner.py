@@ -240,6 +240,19 @@ def test_a_full_disk_keeps_what_was_finished(
     assert results(report) == results(run(model, tokenizer, load("telling"), modes))
 
 
+def test_room_is_made_without_throwing_away_what_was_finished(
+    tmp_path: Path, tiny: Any, tokenizer: Any, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        if path.parent.name == "cells":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "sync", full)
+    store = CellStore(tmp_path / "out", force=True)
+    with pytest.raises(OSError, match=r"the same command again without force \(--force\), and it goes on from what"):
+        run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=store)
+
+
 @pytest.mark.parametrize(
     ("place", "kind", "message"),
     [
@@ -291,8 +304,13 @@ def test_what_cannot_run_is_refused_first(
         ({"limit": math.inf}, "limit: expected a whole number >= 1 or a share between 0 and 1, got inf"),
         ({"seeds": ()}, "seeds: expected different whole numbers"),
         ({"seeds": (1, 1)}, "seeds: expected different whole numbers"),
+        ({"seeds": (0.5,)}, r"seeds: expected different whole numbers from 0 to .*, got \[0.5\]"),
+        ({"seeds": (True,)}, r"seeds: expected different whole numbers from 0 to .*, got \[True\]"),
+        ({"seeds": ("1",)}, r"seeds: expected different whole numbers from 0 to .*, got \['1'\]"),
         ({"alpha": -1.0}, "alpha: expected a finite number"),
         ({"num_fewshot": -1}, "num_fewshot: expected"),
+        ({"num_fewshot": 1.5}, "num_fewshot: expected a whole number >= 0, or None, got 1.5"),
+        ({"num_fewshot": True}, "num_fewshot: expected a whole number >= 0, or None, got True"),
         ({"confidence": 1.0}, "confidence: expected"),
     ],
 )

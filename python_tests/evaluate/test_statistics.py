@@ -132,6 +132,14 @@ def test_a_perplexity_of_few_documents_stays_above_nothing() -> None:
     assert 0 < found.low < found.value < found.high
 
 
+def test_the_interval_of_a_large_perplexity_may_reach_beyond_what_a_float_holds() -> None:
+    found = score(Metric("perplexity"), [[-600.0, -700.0]])
+    assert found.value == pytest.approx(math.exp(650))
+    assert found.low is not None
+    assert 0 < found.low < found.value
+    assert found.high == math.inf
+
+
 def test_a_share_of_several_runs_stays_a_share() -> None:
     found = score(MEAN, [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     assert found.interval == "bootstrap"

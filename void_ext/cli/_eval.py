@@ -31,16 +31,20 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     from void_ext.evaluate.settings import require_harness
 
     require_harness()
-    with _processes(arguments, terminal) as processes:
-        return _evaluate(arguments, terminal, processes)
+    # All that can be refused is refused before the model is read.
+    with _processes(arguments, terminal) as processes, _store(arguments, processes) as store:
+        return _evaluate(arguments, terminal, processes, store)
 
 
-def _evaluate(arguments: argparse.Namespace, terminal: Terminal, processes: Processes) -> int:
+def _store(arguments: argparse.Namespace, processes: Processes) -> contextlib.AbstractContextManager[CellStore | None]:
+    """The first process's, until the results are written too."""
+    return contextlib.nullcontext() if processes.rank else CellStore(arguments.out, force=arguments.force)
+
+
+def _evaluate(arguments: argparse.Namespace, terminal: Terminal, processes: Processes, store: CellStore | None) -> int:
     from void_ext.evaluate.runner import run_with
 
-    # All that can be refused is refused before the model is read.
     plans = _read_plans(arguments)
-    store = CellStore(arguments.out, force=arguments.force) if processes.rank == 0 else None
     settings = _settings(arguments)
     protocol = None if arguments.protocol is None else _protocol.build(arguments, terminal)
     tasks = _load_tasks(arguments, terminal) if protocol is None else protocol.entries
@@ -57,7 +61,7 @@ def _evaluate(arguments: argparse.Namespace, terminal: Terminal, processes: Proc
             tasks,
             modes,
             settings,
-            directory=store,
+            store=store,
             config=_config(arguments, protocol),
             progress=progress,
         )

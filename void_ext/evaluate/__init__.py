@@ -13,7 +13,8 @@ counts voids, and compares the modes item by item.
     ``TaskRun(task, generation=None, seeds=None, group=None)`` adds what one entry needs: ``generation`` updates the
     task's ``generation_kwargs`` (``{"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_gen_toks": 50}``),
     ``seeds`` replaces the settings' (one run per seed and mode: sampled runs ``(0, 1, 2)``; a greedy run is an entry of
-    its own with ``{"do_sample": False}`` and one seed), ``group`` names entries whose items are pooled in one more row.
+    its own with ``{"do_sample": False}`` and one seed), ``group`` names entries whose items are pooled in one more row,
+    where their seeds are the same.
 ``modes``
     ``list[ModeSpec]``: ``ModeSpec.dense()``, ``ModeSpec.exit(alpha)``, ``ModeSpec.skip(plan=…)`` or
     ``ModeSpec.skip(policy=…, config={…})``. The first dense one is what the others are compared with.

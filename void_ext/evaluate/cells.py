@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -10,14 +12,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from void_ext._files import check_output, replacing
 from void_ext.evaluate.tally import PhaseUsage
 
 FORMAT = "void_ext.evaluation"
 VERSION = 1
-RUN, CELLS = "run.json", "cells"
+RUN, CELLS, LOCK = "run.json", "cells", ".lock"
 _FLOAT = "float"
 _RESULTS = ("results.json", "results.md", "results.png", "protocol.json", "protocol.md", "answers.jsonl")
 
@@ -108,6 +111,13 @@ class Cell:
 class CellStore:
     """Cells in a directory: ``run.json`` says of which configuration, ``cells/`` holds a file for each.
 
+    One run at a time uses a directory, ``force`` or not: :meth:`begin` locks it, and so does entering a ``with`` where
+    the directory is there already, so that no work is spent before it is refused. The lock is the kernel's, on the file
+    ``.lock``: it goes with :meth:`close`, at the end of the ``with``, or with the process, however that ends. On a file
+    system without locks ``run.json`` is looked at again before each write, and a run stops where another has begun.
+
+    Of several processes that share a run, the first alone holds the store.
+
     Args:
         directory: made if it does not exist; its parent must.
         force: throw an earlier run in it away, a damaged one too.
@@ -117,7 +127,8 @@ class CellStore:
 
     Raises:
         OSError: the place cannot be written.
-        ValueError: it holds a run of another configuration, or files that are no run; nothing is changed then.
+        ValueError: it holds a run of another configuration, or files that are no run, or another run is using it;
+            nothing is changed then.
     """
 
     def __init__(self, directory: str | Path, *, force: bool = False):
@@ -125,59 +136,131 @@ class CellStore:
         self.force = force
         self.batch_size: int | None = None
         self.begun = False
+        self._run: dict[str, Any] = {}
+        self._lock: IO[bytes] | None = None
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(f"directory: expected a directory, {str(directory)!r} is a file")
-        self._found = self._read_run(force)
-        if self._found is not None and not force:
-            self.batch_size = self._found.get("batch_size")
+        found = self._read_run(force)
+        if found is not None and not force:
+            self.batch_size = found.get("batch_size")
         if self.directory.is_dir():
             check_output(self.directory / RUN, what="directory", force=True)
         else:
             check_output(self.directory, what="directory")
 
+    def __enter__(self) -> CellStore:
+        if self.directory.is_dir():
+            self._hold()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the directory."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            # Not by closing alone: processes that were forked meanwhile hold the file too.
+            with lock, contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
     def begin(self, configuration: Mapping[str, Any], batch_size: int) -> dict[tuple[str, str, int], Cell]:
-        """Give the cells that are finished already; from now on cells can be added."""
-        known = plain(configuration)
-        found = None if self.force else self._found
-        if found is not None and found["configuration"] != known:
-            where = differences(found["configuration"], known)
+        """Give the cells that are finished already; from now on cells can be added.
+
+        Raises ValueError, with nothing changed, where the directory is another run's or one is using it, and OSError.
+        """
+        self.directory.mkdir(exist_ok=True)
+        self._hold()
+        # Once more: others may have begun, or ended, since this store was made.
+        found = self._read_run(self.force)
+        run = {"format": FORMAT, "version": VERSION, "batch_size": batch_size, "configuration": plain(configuration)}
+        if found is None or self.force:
+            if self.force:
+                self._clear()
+            # Before anything else: a directory that holds more and no run.json is refused ever after.
+            self._write(self.directory / RUN, run, new=True)
+        elif found["configuration"] != run["configuration"]:
+            where = differences(found["configuration"], run["configuration"])
             raise ValueError(
                 f"directory: {str(self.directory)!r} holds a run of another configuration ({where}); take another "
                 "directory, or pass force (--force) to throw that run away"
             )
-        self.begun = True
-        if found is not None:
-            return self._read_cells()
-        self._clear()
-        (self.directory / CELLS).mkdir(parents=True, exist_ok=True)
-        self._write(
-            self.directory / RUN,
-            {"format": FORMAT, "version": VERSION, "batch_size": batch_size, "configuration": known},
-        )
-        return {}
+        elif found != run:
+            self.batch_size = found.get("batch_size")
+            raise ValueError(
+                f"directory: {str(self.directory)!r} holds this run at batch size {self.batch_size}, begun since this "
+                f"one looked and chose {batch_size}; run the same command again, and it goes on from there"
+            )
+        self._run, self.begun = run, True
+        (self.directory / CELLS).mkdir(exist_ok=True)
+        return self._read_cells()
 
     def add(self, cell: Cell) -> None:
-        """Keep a finished cell."""
+        """Keep a finished cell. Raises ValueError where the directory is no longer this run's."""
         assert self.begun
+        self._check_own()
         self._write(self._path(cell.key), cell.to_dict())
+
+    def _hold(self) -> None:
+        if self._lock is not None:
+            return
+        try:
+            lock = open(self.directory / LOCK, "ab")  # noqa: SIM115 - for as long as the run
+        except OSError:
+            return  # of another user, say: as without locks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(
+                f"directory: expected one that no other run is using, got {str(self.directory)!r}; wait until that run "
+                "has ended, or take another directory"
+            ) from None
+        except OSError:
+            lock.close()  # a file system without locks
+        else:
+            self._lock = lock
+
+    def _check_own(self) -> None:
+        """A lock does not tell of a directory that somebody has removed, and not everywhere are there locks."""
+        try:
+            there = _read(self.directory / RUN)
+        except (FileNotFoundError, ValueError):
+            there = None
+        if there != self._run:
+            self.begun = False
+            what = "no run" if there is None else "another run"
+            raise ValueError(
+                f"directory: expected {str(self.directory)!r} to hold this run as long as it lasts, got {what}: it was "
+                "removed or thrown away (--force) meanwhile. What this run finishes cannot be kept there; give it "
+                "another directory"
+            )
 
     def _path(self, key: tuple[str, str, int]) -> Path:
         return self.directory / CELLS / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24] + ".json")
 
-    def _write(self, path: Path, value: Any) -> None:
+    def _write(self, path: Path, value: Any, *, new: bool = False) -> None:
         try:
-            with replacing(path, what="directory", force=True) as temporary:
+            with replacing(path, what="directory", force=not new) as temporary:
                 temporary.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
+        except FileExistsError:
+            raise ValueError(
+                f"directory: expected one that no other run is using, another began in {str(self.directory)!r} just "
+                "now; wait until that run has ended, or take another directory"
+            ) from None
         except OSError as error:
+            goes_on = " without force (--force)" * self.force + ", and it goes on from what was finished before"
             raise type(error)(
-                f"{path} could not be written ({error.strerror or error}). What was finished before is kept in "
-                f"{str(self.directory)!r}: make room, then run the same command again, and it goes on from there"
+                f"{path} could not be written ({error.strerror or error}); make room, then run the same command again"
+                + goes_on * self.begun
             ) from error
 
     def _read_run(self, force: bool) -> dict[str, Any] | None:
         path = self.directory / RUN
         if not path.exists():
-            if self.directory.is_dir() and any(self.directory.iterdir()):
+            if self.directory.is_dir() and not all(map(_is_left_over, self.directory.iterdir())):
                 raise ValueError(
                     f"directory: {str(self.directory)!r} holds files and no {RUN}; expected an empty or new directory, "
                     "or one of an earlier run"
@@ -209,12 +292,21 @@ class CellStore:
         return cells
 
     def _clear(self) -> None:
-        if not self.directory.exists():
-            return
-        for name in (RUN, *_RESULTS):
+        for name in _RESULTS:
             (self.directory / name).unlink(missing_ok=True)
         if (self.directory / CELLS).is_dir():
             shutil.rmtree(self.directory / CELLS)
+        # Last: whoever is stopped before this leaves what is known as a run, and can be thrown away again.
+        (self.directory / RUN).unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that was stopped before its ``run.json`` was there can have left this: nothing is lost with it."""
+    if path.name == LOCK:
+        return True
+    if path.name == CELLS:
+        return path.is_dir() and not any(path.iterdir())
+    return any(path.match(f".{Path(name).stem}-*{Path(name).suffix}") for name in (RUN, *_RESULTS))
 
 
 def plain(value: Any) -> Any:

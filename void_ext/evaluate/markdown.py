@@ -29,12 +29,14 @@ def render(report: Report) -> str:
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     for name, members in report.names.items():
-        first = report.tasks[members[0]]
         documents = sum(report.tasks[member].documents for member in members)
         what = f"{documents} document{'s' * (documents != 1)}"
         if members != [name]:
             what += f" of {len(members)} task{'s' * (len(members) != 1)}"
-        what += f", seed{'s' * (len(first.seeds) != 1)} {', '.join(map(str, first.seeds))}"
+        seeds = list(dict.fromkeys(seed for member in members for seed in report.tasks[member].seeds))
+        what += f", seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+        if any(len(report.tasks[member].seeds) != len(seeds) for member in members):
+            what += " (not all in every task)"
         lines += ["", f"## {name}", "", what, "", *_scores(report, name), "", *_layers(report, name)]
     return "\n".join(lines) + "\n"
 
@@ -44,7 +46,9 @@ def _scores(report: Report, name: str) -> list[str]:
     rows = [row for row in report.scores if row.task == name]
     seeds = len({row.seed for row in rows}) > 1
     if not rows:
-        return ["Its tasks share no metric that they put together in the same way."]
+        if report.names[name] == [name]:
+            return ["No question has a metric in every run."]
+        return ["Its tasks share no metric that they put together in the same way over the same seeds."]
     head = ["mode", *(["seed"] if seeds else []), "metric", "score", "± stderr", level, "− dense", level]
     lines = _head([*head, "only dense : only this, McNemar p"])
     documents = sum(report.tasks[member].documents for member in report.names[name])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Inches.
 _SCORE_WIDTH, _LAYER, _HEAT_LEAST, _ROW, _HEIGHT_LEAST = 3.4, 0.16, 2.6, 0.19, 2.2
 _MOST = 12  # panels; a picture of more is no picture
+_LARGEST = 1e100  # of scores with a place in it: matplotlib's logarithmic axes fail well before floats end
 _DPI = 130
 _FONT_SIZE = 8.0
 # Okabe-Ito.
@@ -67,15 +68,25 @@ def plot_report(report: Report, path: str | os.PathLike[str], *, force: bool = F
 
 
 def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
+    axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
+    if not any(row.task == name for row in report.scores):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no score", ha="center", transform=axes.transAxes)
+        return
     metric = report.first_metric(name)
+    having = {row.mode for row in report.scores if (row.task, row.metric) == (name, metric)}
     labels: list[tuple[float, float, str, str]] = []
     for mode in report.modes:
+        if mode.label not in having:
+            continue
         row = report.score(name, mode.label, metric)
+        if not abs(row.score.value) <= _LARGEST:
+            continue  # nor NaN; the table tells of it
         usage = next(u for u in report.usage if (u.task, u.mode) == (name, mode.label))
         colour, marker = _COLOURS[mode.name], _MARKERS[mode.name]
         value = row.score.value
         error = None
-        if row.score.low is not None and row.score.high is not None:
+        if row.score.low is not None and row.score.high is not None and row.score.high <= _LARGEST:
             # A percentile interval need not hold the value itself.
             error = [[max(0.0, value - row.score.low)], [max(0.0, row.score.high - value)]]
         axes.errorbar(usage.computed, value, yerr=error, fmt=marker, color=colour, markersize=5, linewidth=1, capsize=2)
@@ -89,10 +100,9 @@ def _draw_scores(axes: Axes, report: Report, name: str, height: float) -> None:
     axes.set_xlim(-0.02 * layers, 1.12 * layers)
     axes.set_xlabel("layers computed per token (hollow: active ones)")
     axes.set_ylabel(metric, parse_math=False)
-    if "perplexity" in metric:
+    if "perplexity" in metric and labels:
         axes.set_yscale("log")
     _draw_labels(axes, labels, height)
-    axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

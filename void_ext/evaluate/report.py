@@ -45,12 +45,14 @@ class TaskInfo:
 class ScoreRow:
     """One metric of one task (or of a group's pooled documents) in one mode.
 
-    A group has a row for a metric where all of its tasks that have the metric aggregate it in the same way.
+    A group has a row for a metric where all of its tasks that have the metric aggregate it in the same way, over the
+    same seeds. A mode has rows where at least one document has the metric in the runs of all seeds.
 
     Attributes:
-        documents: those that have the metric; of a group those of such tasks alone.
+        documents: those that have the metric, in every run of the row; of a group those of such tasks alone.
         seed: of a single run; None: all of them, documents kept together.
-        difference: to the dense mode of the same seed; None for that mode itself.
+        difference: to the dense mode of the same seed, over the documents that have the metric in both; None for that
+            mode itself, and where there are none.
     """
 
     task: str
@@ -138,10 +140,14 @@ class Report:
         return rows[-1]
 
     def first_metric(self, task: str) -> str:
-        """The metric that stands for a task where there is room for one."""
-        given = list(dict.fromkeys(row.metric for row in self.scores if row.task == task))
+        """The metric that stands for a task where there is room for one: of those of all modes, if there are any."""
+        modes: dict[str, set[str]] = {}
+        for row in self.scores:
+            if row.task == task:
+                modes.setdefault(row.metric, set()).add(row.mode)
+        given = [metric for metric in modes if len(modes[metric]) == len(self.modes)] or list(modes)
         if not given:
-            raise KeyError(f"no metric of {task!r} that its tasks put together in the same way")
+            raise KeyError(f"no metric of {task!r} that its tasks put together in the same way over the same seeds")
         return next((metric for name in _FIRST_METRICS for metric in given if metric.split(",")[0] == name), given[0])
 
     def _scores(self, name: str, members: list[str]) -> Iterator[ScoreRow]:
@@ -158,10 +164,12 @@ class Report:
             if not all(how.agrees_with(other) for other in others):
                 continue  # one number for logarithms and shares, say, would mean nothing
             seeds = self.tasks[next(iter(tasks))].seeds
+            if any(set(self.tasks[task].seeds) != set(seeds) for task in tasks):
+                continue  # nor one for documents of which some were asked once and others three times
             dense = None
             for mode in self.modes:
                 runs = [_values(cells, list(tasks), mode.label, seed, metric) for seed in seeds]
-                if not all(runs):
+                if not _common(runs):
                     continue
                 dense = runs if mode.name == DENSE and dense is None else dense
                 compared = None if dense is runs else dense
@@ -181,11 +189,10 @@ class Report:
         runs: Sequence[Mapping[Any, Any]],
         dense: Sequence[Mapping[Any, Any]] | None,
     ) -> ScoreRow:
-        documents = [key for key in runs[0] if all(key in run for run in runs)]
+        documents = _common(runs)
         values = [[run[key] for key in documents] for run in runs]
         found = None
-        if dense is not None:
-            both = [key for key in documents if all(key in run for run in dense)]
+        if dense is not None and (both := _common([*runs, *dense])):
             found = difference(
                 how,
                 [[run[key] for key in both] for run in dense],
@@ -275,6 +282,11 @@ def _values(
         for item in cells[name, mode, seed].items
         if metric in item.metrics
     }
+
+
+def _common(runs: Sequence[Mapping[Any, Any]]) -> list[Any]:
+    """The documents that are in all runs."""
+    return [key for key in runs[0] if all(key in run for run in runs)]
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,16 +61,27 @@ def run(
 
     Raises:
         ModuleNotFoundError: lm-eval is not installed.
-        ValueError, TypeError: an argument is not what was expected, or ``directory`` holds another run.
+        ValueError, TypeError: an argument is not what was expected, or ``directory`` holds another run, or one is at
+            work in it.
         UnsupportedModelError: a mode that this model cannot run in, or weights sharded by FSDP; before any request is
             answered.
         OSError: a finished cell cannot be written; those before it are kept.
         PeerError: another of the processes that share the work failed.
     """
-    with joined(model) if share else contextlib.nullcontext(Processes()) as processes:
+    with (
+        joined(model) if share else contextlib.nullcontext(Processes()) as processes,
+        _store(directory, processes) as store,
+    ):
         return run_with(
-            processes, model, tokenizer, tasks, modes, settings, directory=directory, config=config, progress=progress
+            processes, model, tokenizer, tasks, modes, settings, store=store, config=config, progress=progress
         )
+
+
+def _store(directory: str | Path | CellStore | None, processes: Processes) -> AbstractContextManager[CellStore | None]:
+    """What keeps cells: of the first process alone, whose files they are."""
+    if directory is None or processes.rank:
+        return contextlib.nullcontext()
+    return directory if isinstance(directory, CellStore) else CellStore(directory)
 
 
 def run_with(
@@ -80,11 +92,11 @@ def run_with(
     modes: Sequence[ModeSpec],
     settings: Settings | None = None,
     *,
-    directory: str | Path | CellStore | None = None,
+    store: CellStore | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """:func:`run` in processes that are joined already."""
+    """:func:`run` in processes that are joined already; ``store`` in the first one alone, whose caller closes it."""
     require_harness()
     settings = Settings() if settings is None else settings
     modes = check_modes(modes)
@@ -97,8 +109,7 @@ def run_with(
     if settings.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("apply_chat_template: this tokenizer has no chat template; leave it out, or give it one")
     if processes.rank:
-        directory, progress = None, silent
-    store = CellStore(directory) if isinstance(directory, (str, Path)) else directory
+        progress = silent
     _try_modes(model, modes, settings)
 
     from void_ext.evaluate import harness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from void_ext import _options
 
@@ -18,7 +18,7 @@ class TaskRun:
         task: an ``lm_eval.api.task.Task``.
         generation: updates the task's ``generation_kwargs``.
         seeds: replaces the settings' seeds.
-        group: entries with the same one have their documents pooled in one more row of the report.
+        group: entries with the same one, and the same seeds, have their documents pooled in one more row of the report.
     """
 
     task: Any
@@ -57,15 +57,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         size = self.batch_size
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size != "auto" and not (_is_whole(size) and size >= 1):
             raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
         if self.limit is not None and not (0 < self.limit < 1 or _is_count(self.limit)):
             raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
         _check_seeds("seeds", self.seeds)
         _options.check_alpha(self.alpha)
         _options.check_choice("fuse", self.fuse, _options.FUSES)
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"num_fewshot: expected a number >= 0, got {self.num_fewshot}")
+        if self.num_fewshot is not None and not (_is_whole(self.num_fewshot) and self.num_fewshot >= 0):
+            raise ValueError(f"num_fewshot: expected a whole number >= 0, or None, got {self.num_fewshot!r}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence: expected a share between 0 and 1, got {self.confidence}")
 
@@ -101,10 +101,15 @@ def check_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskRun]:
     return found
 
 
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_count(value: float) -> bool:
     return 1 <= value < math.inf and value == int(value)
 
 
 def _check_seeds(what: str, seeds: Sequence[int]) -> None:
-    if not seeds or len(set(seeds)) != len(seeds) or any(not 0 <= seed < 2**32 for seed in seeds):
+    whole = bool(seeds) and all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds)
+    if not whole or len(set(seeds)) != len(seeds):
         raise ValueError(f"{what}: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")

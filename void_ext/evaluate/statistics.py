@@ -214,7 +214,9 @@ def score(metric: Metric, runs: Sequence[Sequence[Any]], *, confidence: float = 
     draws = metric.bootstrap([runs], seed)[0]
     with np.errstate(invalid="ignore", over="ignore"):
         if metric.name in _EXPONENTIALS:
-            low, high = map(_exp, _widened(math.log(value), np.log(draws), len(runs[0]), confidence))
+            ends = _widened(math.log(value), np.log(draws), len(runs[0]), confidence)
+            # numpy's, which gives inf where math's would end it all: the widened end may be too large for a float.
+            low, high = (None if end is None else float(np.exp(end)) for end in ends)
         else:
             low, high = _widened(value, draws, len(runs[0]), confidence)
     if means and low is not None and high is not None and all(map(is_binary, runs)):
@@ -298,12 +300,11 @@ def _stderr_of_mean(values: Sequence[float]) -> float | None:
 
 
 def _spread(draws: Array) -> float | None:
-    finite = draws[np.isfinite(draws)]
-    return float(np.std(finite, ddof=1)) if finite.size == draws.size and finite.size > 1 else None
-
-
-def _exp(value: float | None) -> float | None:
-    return None if value is None else math.exp(value)
+    if draws.size < 2:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = float(np.std(draws, ddof=1))
+    return spread if math.isfinite(spread) else None
 
 
 def _widened(value: float, draws: Array, documents: int, confidence: float) -> tuple[float | None, float | None]:

@@ -136,5 +136,6 @@ def test_from_files_to_files(
     assert cli.main(command) == 1
     assert "holds a run of another configuration" in capsys.readouterr().err
     # --force: nothing of the old run stays beside a new one that may not get to its end.
-    CellStore(out, force=True).begin({}, 1)
-    assert sorted(path.name for path in out.iterdir()) == ["cells", "run.json"]
+    with CellStore(out, force=True) as store:
+        store.begin({}, 1)
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "cells", "run.json"]
