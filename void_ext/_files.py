@@ -39,6 +39,9 @@ def check_output(path: str | os.PathLike[str], *, what: str = "path", force: boo
     return target
 
 
+TEMPORARY = ".void-ext-"  # what names of unfinished files begin with
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, what: str = "path", force: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` to write to; it becomes ``path``, or goes if there was an error.
@@ -48,7 +51,7 @@ def replacing(path: str | os.PathLike[str], *, what: str = "path", force: bool =
     target = check_output(path, what=what, force=force)
     place = _followed(target)
     # A name of its own, and short: with some of the target's it could be longer than the file system takes.
-    handle, name = tempfile.mkstemp(prefix=".void-ext-", dir=place.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=place.parent)
     os.close(handle)
     temporary = Path(name)
     try:

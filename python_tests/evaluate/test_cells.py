@@ -16,6 +16,7 @@ import pytest
 
 import void_ext
 from void_ext import _files
+from void_ext._files import TEMPORARY
 from void_ext.evaluate import Cell, CellStore
 
 IN_USE = "directory: expected one that no other run is using, got .*; wait until that run has ended, or take another"
@@ -56,7 +57,7 @@ def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path, monkeypatch: pyt
 
 def test_what_a_killed_run_leaves_before_its_first_file_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
-    (tmp_path / ".run-a0b1c2d3.json").write_text('{"format": "void_')
+    (tmp_path / f"{TEMPORARY}a0b1c2d3").write_text('{"format": "void_')
     assert CellStore(tmp_path).begin({}, 1) == {}
     (tmp_path / "run.json").unlink()
     (tmp_path / "cells" / "thesis.txt").write_text("")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from void_ext._files import check_output, replacing
+from void_ext._files import TEMPORARY, check_output, replacing
 from void_ext.evaluate.tally import PhaseUsage
 
 FORMAT = "void_ext.evaluation"
@@ -306,7 +306,7 @@ def _is_left_over(path: Path) -> bool:
         return True
     if path.name == CELLS:
         return path.is_dir() and not any(path.iterdir())
-    return any(path.match(f".{Path(name).stem}-*{Path(name).suffix}") for name in (RUN, *_RESULTS))
+    return path.name.startswith(TEMPORARY)
 
 
 def plain(value: Any) -> Any:
