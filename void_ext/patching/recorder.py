@@ -206,7 +206,8 @@ class Recorder:
         if call.next != self.recording.layers:
             raise RuntimeError(
                 f"void_ext: only {call.next} of {self.recording.layers} layers ran in this forward; expected all of "
-                "them (was config.num_hidden_layers changed after patching?)"
+                "them (was a layer replaced, or config.num_hidden_layers changed, after patching?); call "
+                "void_ext.unpatch(model) and patch it again"
             )
         if call.exit is not None and not call.exit.taken:
             raise RuntimeError(
