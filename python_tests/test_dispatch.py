@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -368,6 +369,20 @@ def test_an_update_must_be_like_what_the_body_got(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         run_rows(torch.ones(3, 4), ON, wrong, method=method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream": None}, "stream: expected a tensor, got NoneType"),
+        ({"on": [True, False, True]}, "on: expected a tensor, got list"),
+        ({"body": lambda rows: None}, "body: expected it to return a tensor, got NoneType"),
+    ],
+    ids=["stream", "on", "body"],
+)
+def test_no_tensor_is_named(grad_mode, body, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run_rows(**{"stream": torch.ones(3, 4), "on": ON, "body": body, **changes})
 
 
 @pytest.mark.parametrize("method", WAYS)

@@ -36,7 +36,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The model a plan was made for.
+    """The model a plan was made for, as far as its sizes and its norm weights tell. Matrices are not looked at: models
+    with the same norm weights (a fine-tune that left them as they were, or new ones, where all are 1) are alike here.
 
     Attributes:
         model_type: of the (text) configuration.

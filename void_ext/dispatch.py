@@ -198,6 +198,7 @@ def run_rows(
     Returns:
         The new stream, and how many rows the body got. Where no row is on, ``stream`` itself, not a copy.
     Raises:
+        TypeError: ``stream``, ``on`` or what the body returned is no tensor, or ``count`` no number.
         ValueError: an argument of another shape, dtype, device or range, or an update that is not like what the body
             got; names it, what was expected and what came. Also ``method="gather"`` where nobody knows the count.
     Numerics: rows that are off keep their bits, whatever the body made of them; rows that are on are bit for bit
@@ -208,6 +209,8 @@ def run_rows(
         the dense way makes NaN of it, as torch.where does.
     """
     _check_rows(stream)
+    if not isinstance(on, Tensor):
+        raise TypeError(f"on: expected a tensor, got {type(on).__name__}")
     check_choice("method", method, METHODS)
     rows = stream.shape[:-1].numel()
     if on.dtype != torch.bool or on.shape != (rows,) or on.device != stream.device:
@@ -265,6 +268,8 @@ def _plain_gather(stream: Tensor, on: Tensor, body: Body, count: int) -> Tensor:
 def _update(body: Body, rows: Tensor) -> Tensor:
     """``body(rows)`` in the dtype of ``rows``; a narrower one, as autocast leaves it, widens as in a plain add."""
     update = body(rows)
+    if not isinstance(update, Tensor):
+        raise TypeError(f"body: expected it to return a tensor, got {type(update).__name__}")
     if update.shape != rows.shape or update.device != rows.device:
         raise ValueError(
             f"body: expected an update of shape {list(rows.shape)} on {rows.device}, like the rows it got, "
@@ -294,6 +299,8 @@ def _count(on: Tensor, count: int | None) -> int | None:
 
 
 def _check_rows(stream: Tensor) -> None:
+    if not isinstance(stream, Tensor):
+        raise TypeError(f"stream: expected a tensor, got {type(stream).__name__}")
     if stream.dim() < 1 or not stream.dtype.is_floating_point:
         raise ValueError(f"stream: expected a tensor of floats with at least one dimension, got {_kind(stream)}")
 

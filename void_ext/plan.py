@@ -242,7 +242,7 @@ class VoidPlan:
 
         The architecture (model type, layers, sizes) must be the plan's, ``force`` or not; the hash over the norm
         weights too, unless ``force``. Where either model is quantised, another hash only warns. A plan without a
-        fingerprint is held to the number of layers alone.
+        fingerprint is held to the number of layers alone. Other matrices beside the same norm weights are not noticed.
         """
         _options.check_flag("force", force)
         if self.fingerprint is None:

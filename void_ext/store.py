@@ -142,11 +142,15 @@ class TraceStore:
             table[:, start:end].fill_(value)
 
     def begin_generation(self, prompt_length: int, mask: Tensor | None) -> None:
-        """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real."""
+        """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real.
+
+        It is the last word: the eos that a row of a batch ended with counts if the next turn says so, as it does in a
+        row alone, or without the cache.
+        """
         self.phase[:prompt_length] = [p if p == _UNSEEN else PROMPT for p in self.phase[:prompt_length]]
         seen = min(self.length, prompt_length)
         if mask is not None and seen and mask.shape[0] == self.batch and mask.shape[1] >= seen:
-            self._tables["mask"][:, :seen].logical_and_(mask[:, :seen].to(self.device))
+            self._tables["mask"][:, :seen].copy_(mask[:, :seen] != 0)
 
     def end_rows(self, end: int) -> None:
         """What was written from position ``end`` on is not real: candidates, say, that nobody took."""

@@ -17,7 +17,15 @@ AddInputs::AddInputs(const char* op, const Tensor& residual, const Tensor& updat
     updates_.emplace(op, "updates", *updates);
     updates_stride_ = check_written_table(*updates_, residual_, rows_.count);
     check_column(op, column, 1, updates_->sizes[1], "as the update norm goes to column - 1 of updates");
+    if (norms_) check_disjoint(*norms_, *updates_);
   }
+  check_apart_from_tables(residual_);
+  check_apart_from_tables(update_);
+}
+
+void AddInputs::check_apart_from_tables(const View& read) const {
+  if (norms_) check_disjoint(read, *norms_);
+  if (updates_) check_disjoint(read, *updates_);
 }
 
 void AddInputs::choose(const Choice& choice) {

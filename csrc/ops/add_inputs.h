@@ -26,6 +26,8 @@ class AddInputs {
   const View& residual() const { return residual_; }
   const Rows& rows() const { return rows_; }
 
+  // What is read shares no memory with norms or updates, a column of which is written to.
+  void check_apart_from_tables(const View& read) const;
   void choose(const Choice& choice);
   // A tensor of the caller's that rows like residual's are written to; returns its row stride. `same`: whether it may
   // be residual or update itself.

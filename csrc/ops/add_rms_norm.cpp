@@ -28,6 +28,7 @@ struct Scale {
     if (weight.sizes[0] > 1 && weight.strides[0] != 1) {
       fail(kOp, "weight", "expected a contiguous tensor, got stride ", weight.strides[0]);
     }
+    inputs.check_apart_from_tables(weight);
     if (!(std::isfinite(eps) && eps >= 0)) fail(kOp, "eps", "expected a finite number >= 0, got ", eps);
   }
 

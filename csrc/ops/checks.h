@@ -82,7 +82,7 @@ struct Span {
   }
 };
 Span span_of(const View& view);
-// The spans of both hold nothing of each other.
+// The spans of both hold nothing of each other, or both are parts of one larger matrix that have no element in common.
 void check_disjoint(const View& view, const View& written);
 // No two rows share a flag that is written to.
 void check_written_flags(const View& flags);

@@ -1,7 +1,10 @@
-"""Tables that the adds and row_l2norm write one column of: any strides in which no two elements are one."""
+"""Tables that the adds and row_l2norm write one column of: any strides in which no two elements are one, in memory that
+nothing else is in."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -71,3 +74,67 @@ def test_a_verdict_reads_along_the_rows(device) -> None:
     ):
         ops.add_l2norm(rows, rows, norms, 2, alpha=0.8, active=active)
     assert bool((norms == 1).all())
+
+
+def shared(device: torch.device, name: str) -> dict[str, Tensor]:
+    """Arguments of which one lies in a table that is written to."""
+    memory = torch.arange(1.0, 41.0, device=device).view(8, 5)
+    given = {
+        "residual": torch.ones(8, 4, device=device),
+        "update": torch.ones(8, 4, device=device),
+        "weight": torch.ones(4, device=device),
+        "norms": torch.zeros(8, 5, device=device),
+        "updates": torch.zeros(8, 4, device=device),
+    }
+    argument, table = name.split(" in ")
+    given[table] = memory if table == "norms" else memory[:, 1:]
+    given[argument] = memory[2, 1:] if argument == "weight" else memory[:, 1:]
+    return given
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        (op, f"{argument} in {table}")
+        for op in ("add_l2norm", "add_rms_norm")
+        for table in ("norms", "updates")
+        for argument in ("residual", "update", *(["weight"] if op == "add_rms_norm" else []))
+    ]
+    + [("add_l2norm", "norms in updates"), ("add_rms_norm", "norms in updates")],
+)
+def test_a_table_is_apart_from_all_else(device, op: str, name: str) -> None:
+    given = shared(device, name)
+    before = {argument: tensor.clone() for argument, tensor in given.items()}
+    if op == "add_l2norm":
+        del given["weight"]
+        write = functools.partial(ops.add_l2norm, column=1, **given)
+    else:
+        write = functools.partial(ops.add_rms_norm, eps=1e-5, column=1, **given)
+    argument, table = name.split(" in ")
+    with pytest.raises(ValueError, match=f"{op}: {argument}: expected memory apart from that of {table}, which is"):
+        write()
+    for argument, tensor in given.items():
+        assert_bits_equal(tensor, before[argument], argument)
+
+
+@pytest.mark.parametrize("strides", [(12, 1), (12, 2), (1, 12), (2, 12)], ids=str)
+def test_two_tables_in_one_buffer(device, strides: tuple[int, int]) -> None:
+    """Side by side, one within the other, in turns: refused where they have an element in common, and only there."""
+    rows, places = torch.ones(3, 4, device=device), torch.arange(200)
+    found = set()
+    for first, second, columns in itertools.product((40, 41), range(20, 80), (2, 4)):
+        memory = torch.full((200,), -7.0, device=device)
+        shapes = ((3, 4, first), (3, columns, second))
+        norms, updates = (memory.as_strided((r, c), strides, start) for r, c, start in shapes)
+        here, there = (set(places.as_strided((r, c), strides, start).flatten().tolist()) for r, c, start in shapes)
+        if here & there:
+            with pytest.raises(ValueError, match="norms: expected memory apart from that of updates"):
+                ops.add_l2norm(rows, rows, norms, 2, updates)
+            assert bool((memory == -7.0).all())
+        else:
+            ops.add_l2norm(rows, rows, norms, 2, updates)
+            assert norms[:, 2].tolist() == [4.0] * 3
+            assert updates[:, 1].tolist() == [2.0] * 3
+            assert int((memory == -7.0).sum()) == 194
+        found.add(bool(here & there))
+    assert found == {True, False}

@@ -96,6 +96,16 @@ def test_a_changed_norm_is_not_fused(tiny: Any, padded_batch: Any, monkeypatch: 
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [(torch.bfloat16, "native"), (torch.float64, "plain torch, for there are no kernels for float64")],
+    ids=str,
+)
+def test_describe_says_what_takes_the_norms(dtype: torch.dtype, said: str, tiny: Any) -> None:
+    with void_ext.patch(tiny("llama", dtype=dtype)) as handle:
+        assert f"\n  kernels   {said}\n" in handle.describe()
+
+
 def test_digest_ignores_what_does_not_matter() -> None:
     def one(self: Any, x: int) -> int:
         """A docstring."""

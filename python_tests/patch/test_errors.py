@@ -157,6 +157,27 @@ def test_a_layer_that_runs_twice(tiny: Any, padded_batch: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("index", "what"),
+    [(0, "layer 1 runs and layer 0 before it has not"), (2, "layer 3 runs and layer 2"), (5, "only 5 of 6 layers ran")],
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_layer_replaced_after_patching(family: str, index: int, what: str, tiny: Any, padded_batch: Any) -> None:
+    """Nobody watches the new one until the model is patched again: the message says so."""
+    model, other = tiny(family), tiny(family, seed=1)
+    layers, others = (found.model.layers if family == "llama" else found.transformer.h for found in (model, other))
+    void_ext.patch(model)
+    layers[index] = others[index]
+    with pytest.raises(RuntimeError, match=rf"{what}.*replaced.*void_ext\.unpatch\(model\) and patch it again"):
+        model(input_ids=padded_batch[0])
+    void_ext.unpatch(model)
+    with void_ext.patch(model) as handle:
+        model(input_ids=padded_batch[0])
+    assert handle.trace is not None
+    assert handle.trace.prompt.norms.shape[-1] == 7
+
+
+@torch.no_grad()
 def test_layers_that_do_not_run(tiny: Any, padded_batch: Any) -> None:
     model = tiny("llama")
     with void_ext.patch(model):

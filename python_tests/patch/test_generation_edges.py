@@ -12,6 +12,7 @@ from transformers import StaticCache, StoppingCriteria, StoppingCriteriaList
 
 import void_ext
 from python_tests.generation import Forced, stop_at
+from python_tests.patch.norms import close, norms_of
 
 EOS = 2
 OLD = int(transformers.__version__.split(".")[0]) < 5
@@ -89,7 +90,9 @@ def test_ends_of_a_generation_do_not_reach_later_calls(tiny: Any, padded_batch: 
 
 
 @torch.no_grad()
-def test_second_turn_of_a_batch_keeps_ended_rows_ended(tiny: Any, padded_batch: Any) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_second_turn_of_a_batch_says_what_was_real(kept: bool, tiny: Any, padded_batch: Any) -> None:
+    """Its mask holds for the first turn's tokens too, whether they run again or their cache was kept."""
     model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:2]
     with void_ext.patch(model) as handle:
         first = model.generate(
@@ -99,20 +102,24 @@ def test_second_turn_of_a_batch_keeps_ended_rows_ended(tiny: Any, padded_batch: 
             logits_processor=[Forced([[5, EOS], [5, 6, 7, 8]])],
             return_dict_in_generate=True,
         )
+        assert handle.trace is not None
+        assert handle.trace.response.mask.tolist() == [[True, False, False], [True, True, True]]
         longer = torch.cat([first.sequences, ids[:, :2]], 1)
         mask = torch.ones_like(longer)
-        mask[0, 11:13] = 0
+        mask[0, 11:13] = 0  # the pads; the eos before them belongs to the conversation
         mask[1, 2:4] = 0  # they were real in the first turn
         model.generate(
             input_ids=longer,
             attention_mask=mask,
-            past_key_values=first.past_key_values,
+            past_key_values=first.past_key_values if kept else None,
             max_new_tokens=2,
             do_sample=False,
         )
-    assert handle.trace is not None
-    assert handle.trace.prompt.mask.tolist()[0] == [True] * 10 + [False] * 3 + [True] * 2
-    assert handle.trace.prompt.mask.tolist()[1] == [True] * 2 + [False] * 2 + [True] * 11
+    trace = handle.trace
+    assert trace is not None
+    assert torch.equal(trace.prompt.mask, mask.bool())
+    # The eos was consumed beside the other row: its norms are those of a token of the conversation.
+    close(trace.prompt.norms[0, :11], norms_of(model, longer[:1, :11])[0], rtol=1e-4)
 
 
 def test_other_forwards_inside_generate_have_no_rows(tiny: Any, padded_batch: Any) -> None:

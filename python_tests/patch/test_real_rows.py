@@ -60,6 +60,32 @@ def test_the_effective_eos_set(tiny: Any, padded_batch: Any) -> None:
         assert run() == [4, 5, 2]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "skip", "policy": void_ext.PromptPlan(budget=2)}], ids=["trace", "skip"]
+)
+def test_ends_of_rows_without_a_cache(options: dict[str, Any], tiny: Any, padded_batch: Any) -> None:
+    """There each call runs all tokens again, those of ended rows before their end among them."""
+    model = tiny("llama")
+    ids, mask = padded_batch
+    rows = [[5, 6, EOS], [5, 6, 7, 8, 9, 10], [EOS]]
+    found = []
+    with void_ext.patch(model, **options) as handle:
+        for use_cache in (True, False):
+            model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=6,
+                use_cache=use_cache,
+                logits_processor=[Forced(rows)],
+            )
+            trace = handle.trace
+            assert trace is not None
+            found.append((trace.prompt.mask.tolist(), trace.response.mask.tolist()))
+            assert not bool(trace.prompt.usage(per="row").isnan().any())
+    assert found[0] == found[1]
+    assert found[0][0] == mask.bool().tolist()
+
+
 def test_rows_ended_by_a_criterion(tiny: Any, padded_batch: Any) -> None:
     """A row alone ends before its last token is consumed; in a batch it must say the same."""
     model = tiny("llama")

@@ -104,6 +104,14 @@ def test_check_refuses_another_checkpoint_unless_forced(model: Any, build: Any) 
         plan.check(torch.nn.Linear(2, 2))
 
 
+def test_matrices_are_not_looked_at(model: Any, build: Any) -> None:
+    """As docs/plans.md says: a fine-tune that left the norm weights alone is the same model to a plan."""
+    plan, tuned = VoidPlan.from_layers(model, skip=[3]), build()
+    for layer in tuned.model.layers:
+        torch.nn.init.normal_(layer.mlp.up_proj.weight)
+    plan.check(tuned)
+
+
 def test_quantised_variants_only_warn(model: Any, recwarn: pytest.WarningsRecorder, build: Any) -> None:
     plan = VoidPlan.from_layers(model, skip=[3])
     other = build(seed=1)

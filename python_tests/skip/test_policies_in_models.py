@@ -132,6 +132,26 @@ def test_prompt_plan_by_hand(tiny: Any, padded_batch: Any) -> None:
             assert bool(trace.response.executed[row, 0, layer]) != bool(expected)
 
 
+@torch.no_grad()
+def test_caches_in_turns(tiny: Any, padded_batch: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """A thread has one trace: back at an earlier cache there is no prompt in it to decide by, and that is said."""
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:1]
+    with void_ext.patch(model, mode="skip", policy=PromptPlan(budget=2, at_least=2)) as handle:
+        caches = []
+        for prompt in (ids, ids[:, 3:]):
+            caches.append(model(prompt, use_cache=True).past_key_values)
+            model(ids[:, :1], past_key_values=caches[-1])
+            assert handle.plan.response.skipped == 2
+        assert not recwarn.list
+        with pytest.warns(UserWarning, match="no token of the prompt is in the trace.*a thread of its own"):
+            model(ids[:, :1], past_key_values=caches[0])
+        assert handle.plan.response.is_dense
+        assert handle.trace.response.positions == [ids.shape[1] + 1]
+        model(ids[:, 4:7], past_key_values=caches[0])  # more of a prompt is something to decide by
+        model(ids[:, :1], past_key_values=caches[0])
+        assert handle.plan.response.skipped == 2
+
+
 @pytest.mark.parametrize("signal", ["abs_delta", "relative_update", "cosine"])
 def test_other_signals_bring_what_they_need(signal: str, tiny: Any, padded_batch: Any) -> None:
     model = tiny("llama")

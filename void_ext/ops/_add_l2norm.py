@@ -5,6 +5,7 @@ from torch import Tensor
 
 from void_ext.ops._choice import chosen, verdict_alpha
 from void_ext.ops._grad import refuse_grad, wants_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def add_l2norm(
@@ -50,6 +51,7 @@ def add_l2norm(
         ``h``: ``out``, or a new contiguous tensor of ``residual``'s shape; bit for bit ``torch.add``'s (NaN payloads
         aside).
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range, or memory written to that overlaps another
             argument's; names it, what was expected and what came.
             Nothing is written then. Also for a CUDA tensor in a build without CUDA.
@@ -64,6 +66,7 @@ def add_l2norm(
         sync, capturable.
     Source: arXiv 2505.14467. Differs from the paper's code in: the norm is kept in float32, not in the rows' dtype.
     """
+    check_tensors("add_l2norm", "residual update norms", residual, update, norms)
     if wants_grad(residual, update) and not chosen(on, alpha, executed, active, kept, out):
         refuse_grad("add_l2norm", norms=norms, updates=updates)
         torch.ops.void_ext.add_l2norm.default(residual.detach(), update.detach(), norms, column, updates)

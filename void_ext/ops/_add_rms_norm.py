@@ -5,6 +5,7 @@ from torch import Tensor
 
 from void_ext.ops._choice import chosen, verdict_alpha
 from void_ext.ops._grad import refuse_grad, wants_grad
+from void_ext.ops._tensors import check_tensors
 from void_ext.reference._ops import rms_norm
 
 
@@ -50,6 +51,7 @@ def add_rms_norm(
         the weight is float32 (transformers' LlamaRMSNorm would give float32 there). ``h`` is bit for bit
         ``torch.add``'s.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range, or memory written to that overlaps another
             argument's; names it, what was expected and what came. Nothing is written then. Also for a CUDA tensor in a
             build without CUDA.
@@ -63,6 +65,7 @@ def add_rms_norm(
     Cost: moves 8D + 4 bytes a row in bfloat16; + 4 with ``updates``. One launch, no host sync, capturable.
     Source: arXiv 2505.14467 for the norm; transformers' LlamaRMSNorm for the rounding order.
     """
+    check_tensors("add_rms_norm", "residual update weight", residual, update, weight)
     h, normed = (None, None) if out is None else out
     if wants_grad(residual, update, weight) and not chosen(on, alpha, executed, active, kept, h):
         refuse_grad("add_rms_norm", norms=norms, updates=updates)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from void_ext.ops._tensors import check_tensors
+
 
 def compact(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Which rows are on, as what :func:`gather_rows` and :func:`scatter_rows` take, without the host learning it.
@@ -15,6 +17,7 @@ def compact(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         ``(index, inverse, count)``: int64 ``(N,)``, ``(N,)`` and ``(1,)``, on ``on``'s device.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: ``on`` is not bool or not one-dimensional; says what came. Also for a CUDA tensor in a build without
             CUDA.
         RuntimeError: a CUDA launch failed.
@@ -23,6 +26,7 @@ def compact(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         the rows of one forward call, up to some 10,000; millions are right, but slow.
     Source: a stable stream compaction, as cub::DeviceSelect::Flagged does it for large inputs.
     """
+    check_tensors("compact", "on", on)
     index: Tensor
     inverse: Tensor
     count: Tensor

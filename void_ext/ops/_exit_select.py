@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import refuse_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: float) -> None:
@@ -20,6 +21,7 @@ def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: 
         layer: ``0 <= layer < C - 1``.
         alpha: dimensionless, finite, >= 0, taken as float32.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             Nothing is written then. Also for a CUDA tensor in a build without CUDA.
         RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
@@ -28,5 +30,6 @@ def exit_select(kept: Tensor, stream: Tensor, norms: Tensor, layer: int, alpha: 
         capturable.
     Source: the published code of arXiv 2505.14467, which multiplies by the mask.
     """
+    check_tensors("exit_select", "kept stream norms", kept, stream, norms)
     refuse_grad("exit_select", kept=kept, stream=stream, norms=norms)
     torch.ops.void_ext.exit_select.default(kept, stream, norms, layer, alpha)

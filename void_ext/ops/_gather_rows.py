@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import refuse_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def gather_rows(stream: Tensor, index: Tensor, count: Tensor, capacity: int) -> Tensor:
@@ -20,6 +21,7 @@ def gather_rows(stream: Tensor, index: Tensor, count: Tensor, capacity: int) -> 
     Returns:
         ``(capacity, D)``, new and contiguous. Rows from ``count`` on are not written: they hold whatever was in memory.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             On a CPU also an index below the count that is no row of ``stream``, and a negative count; on CUDA, where
             they are not read back, such an index is skipped, its row of the result left unwritten. Also for a CUDA
@@ -29,6 +31,7 @@ def gather_rows(stream: Tensor, index: Tensor, count: Tensor, capacity: int) -> 
     Cost: moves 4D + 8 bytes in bfloat16 for each row below the count. One launch, no host sync, capturable.
     Source: ``stream.flatten(0, -2)[index[:count]]``, whose slice needs the count on the host.
     """
+    check_tensors("gather_rows", "stream index count", stream, index, count)
     refuse_grad("gather_rows", stream=stream)
     rows: Tensor = torch.ops.void_ext.gather_rows.default(stream, index, count, capacity)
     return rows

@@ -12,7 +12,7 @@ def refuse_grad(op: str, **tensors: Tensor | None) -> None:
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
             raise RuntimeError(
                 f"void_ext::{op}: {name}: expected a tensor that requires no grad, got one that does in grad mode; "
                 "the op has no derivative: call it under torch.no_grad(), or pass a detached tensor"

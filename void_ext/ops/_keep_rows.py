@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import wants_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
@@ -20,6 +21,7 @@ def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
     Returns:
         ``h``: a new contiguous tensor of ``residual``'s shape.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype or device; names it, what was expected and what came. Also for a
             CUDA tensor in a build without CUDA.
         RuntimeError: a CUDA launch failed.
@@ -31,6 +33,7 @@ def keep_rows(residual: Tensor, update: Tensor, on: Tensor) -> Tensor:
     Source: the selection of mixed batches when layers are skipped per row; ``torch.where(on, residual + update,
         residual)`` computes the same, but reads every row of ``update``.
     """
+    check_tensors("keep_rows", "residual update on", residual, update, on)
     if wants_grad(residual, update):
         torch.ops.void_ext.keep_rows.default(residual.detach(), update.detach(), on)  # its checks
         return torch.where(on.reshape(*residual.shape[:-1], 1), residual + update, residual)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import refuse_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def scatter_rows(stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> None:
@@ -20,6 +21,7 @@ def scatter_rows(stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> 
             two would stay is not defined).
         count: ``(1,)`` int64.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             Nothing is written then. On a CPU also an index below the count that is no row of ``stream``, and a negative
             count; on CUDA, where they are not read back, such an index is skipped. Also for a CUDA tensor in a build
@@ -29,5 +31,6 @@ def scatter_rows(stream: Tensor, rows: Tensor, index: Tensor, count: Tensor) -> 
     Cost: moves 4D + 8 bytes in bfloat16 for each row below the count. One launch, no host sync, capturable.
     Source: ``stream.flatten(0, -2)[index[:count]] = rows[:count]``, whose slices need the count on the host.
     """
+    check_tensors("scatter_rows", "stream rows index count", stream, rows, index, count)
     refuse_grad("scatter_rows", stream=stream, rows=rows)
     torch.ops.void_ext.scatter_rows.default(stream, rows, index, count)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import refuse_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def streams_l2norm(streams: Sequence[Tensor], norms: Tensor, column: int = 0) -> None:
@@ -20,6 +21,7 @@ def streams_l2norm(streams: Sequence[Tensor], norms: Tensor, column: int = 0) ->
             units. By row or by column, with gaps or without. Rows from ``rows`` on and other columns are left alone.
         column: that of the first stream.
     Raises:
+        TypeError: no list of tensors, or no tensor, where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             Nothing is written then. Also for a CUDA tensor in a build without CUDA.
         RuntimeError: grad mode is on and an argument requires grad; a CUDA launch failed.
@@ -28,5 +30,9 @@ def streams_l2norm(streams: Sequence[Tensor], norms: Tensor, column: int = 0) ->
         capturable.
     Source: arXiv 2505.14467. Differs from the paper's code in: the norm is kept in float32, not in the rows' dtype.
     """
-    refuse_grad("streams_l2norm", norms=norms, **{f"streams[{i}]": stream for i, stream in enumerate(streams)})
+    if not isinstance(streams, (list, tuple)):
+        raise TypeError(f"void_ext::streams_l2norm: streams: expected a list of tensors, got {type(streams).__name__}")
+    tensors = {"norms": norms, **{f"streams[{i}]": stream for i, stream in enumerate(streams)}}
+    check_tensors("streams_l2norm", " ".join(tensors), *tensors.values())
+    refuse_grad("streams_l2norm", **tensors)
     torch.ops.void_ext.streams_l2norm.default(streams, norms, column)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from void_ext.ops._grad import refuse_grad
+from void_ext.ops._tensors import check_tensors
 
 
 def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Tensor:
@@ -21,6 +22,7 @@ def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Te
     Returns:
         ``(tokens, layers)`` bool, True = active, contiguous, on the same device.
     Raises:
+        TypeError: no tensor where one is needed; names the argument.
         ValueError: an argument of another shape, dtype, device or range; names it, what was expected and what came.
             Also for a CUDA tensor in a build without CUDA.
         RuntimeError: grad mode is on and norms require grad; a CUDA launch failed.
@@ -30,6 +32,7 @@ def void_mask(norms: Tensor, alpha: float, executed: Tensor | None = None) -> Te
     Source: arXiv 2505.14467. Differs from the paper's code in: layer 0's threshold is 0 instead of a range over the
         batch.
     """
+    check_tensors("void_mask", "norms", norms)
     refuse_grad("void_mask", norms=norms)
     active: Tensor = torch.ops.void_ext.void_mask.default(norms, alpha, executed)
     return active

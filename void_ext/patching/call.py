@@ -380,8 +380,15 @@ class Call:
         self.last = None  # its norm is taken once more, into this device's table
 
     def _out_of_step(self, index: int) -> None:
-        what = "runs a second time" if index < self.next else f"runs right after layer {self.next - 1}"
+        if index < self.next:
+            what, then = f"layer {index} runs a second time in one forward", "This"
+        else:
+            what = f"layer {index} runs and layer {self.next} before it has not"
+            then = (
+                "If a layer was replaced or moved after patching, call void_ext.unpatch(model) and patch it again; "
+                "otherwise this"
+            )
         raise RuntimeError(
-            f"void_ext: layer {index} {what} in one forward; expected each of the {self.recording.layers} layers "
-            "once, in order. This model cannot be traced: void_ext.unpatch(model) leaves it as it was"
+            f"void_ext: {what}; expected each of the {self.recording.layers} layers once, in order. {then} model "
+            "cannot be traced: void_ext.unpatch(model) leaves it as it was"
         )

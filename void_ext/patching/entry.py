@@ -65,7 +65,7 @@ def patch(
         halves: also record the norm after each layer's attention add (fused families only; free there).
         plan: with ``mode="skip"``, what is skipped; short for ``policy=StaticPlan(plan)``.
         policy: with ``mode="skip"``, what decides from the norms so far what is skipped (:mod:`void_ext.policies`).
-        force: take a plan made for another checkpoint of the same architecture.
+        force: take a plan made for a model of the same architecture with other norm weights.
         costs: how ``mode="skip"`` chooses between running an MLP densely or packed where rows differ
             (:class:`void_ext.CostModel`); None: the same choice on every machine.
 

@@ -22,6 +22,7 @@ from void_ext.patching.generic import EnterLayer, LeaveLayer
 from void_ext.patching.ledger import guard_of
 from void_ext.patching.norms import FinalNormForward
 from void_ext.patching.recorder import Recorder, Recorders
+from void_ext.patching.recording import NATIVE_DTYPES
 from void_ext.patching.registry import LayerForm, rms_norm_form
 from void_ext.patching.skip import SkipForward
 from void_ext.patching.structure import DecoderStack
@@ -179,13 +180,17 @@ class Handle:
         stack, recorder = self._stack, self._recorder
         build = _library.build_info()
         device = stack.model.device.type
-        native = device in recorder.recording.native_devices
+        dtype = stack.model.dtype
         forward = (
             f"fused (fuse={self._fuse!r})" if self._form is not None else "generic: hooks, one more pass per layer"
         )
-        kernels = "native" if native else f"plain torch, for this build has no kernels for {device}"
-        if device == "cuda" and not native:
-            kernels += f" ({build['cuda_reason']})"
+        kernels = "native"
+        if device not in recorder.recording.native_devices:
+            kernels = f"plain torch, for this build has no kernels for {device}"
+            if device == "cuda":
+                kernels += f" ({build['cuda_reason']})"
+        elif dtype not in NATIVE_DTYPES:
+            kernels = f"plain torch, for there are no kernels for {str(dtype).removeprefix('torch.')}"
         return "\n".join(
             (
                 f"{self._info.model_name} ({self._info.model_type}): {len(stack.layers)} layers at {stack.name}",

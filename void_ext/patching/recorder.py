@@ -153,6 +153,11 @@ class Recorder:
         real = _real_columns(mask, self._start, length)
         if generation is not None and generation.ended is not None and generation.ended.shape[0] == batch:
             going_on = ~generation.ended[:, None].to(given.device)
+            known = min(generation.offset + generation.length - 1 - self._start, length)
+            if known > 0 and self.store is not None and not self._new_trace:
+                # Without a cache tokens run again: what they were they stay, a row ends with those that are new.
+                earlier = self.store.view("mask")[:, self._start : self._start + known].to(given.device)
+                going_on = torch.cat([earlier, going_on.expand(batch, length - earlier.shape[1])], 1)
             real = going_on.expand(batch, length) if real is None else real & going_on
         self._phases = self._phases_of(self._start, length)
         schedule = None if self.skipper is None else self._schedule(self.skipper, batch, cache is not None)
@@ -206,7 +211,8 @@ class Recorder:
         if call.next != self.recording.layers:
             raise RuntimeError(
                 f"void_ext: only {call.next} of {self.recording.layers} layers ran in this forward; expected all of "
-                "them (was config.num_hidden_layers changed after patching?)"
+                "them (was a layer replaced, or config.num_hidden_layers changed, after patching?); call "
+                "void_ext.unpatch(model) and patch it again"
             )
         if call.exit is not None and not call.exit.taken:
             raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,8 +52,10 @@ class PromptPlan(_Ranked):
         signal, budget, at_least, protect, protect_default: as in :meth:`void_ext.VoidPlan.from_trace`; means are over
             the same tokens. Bounds hold for each row.
 
-    A row without a real token skips nothing. NaN norms are active. Cost: a pass over the prompt's norms, and one wait
-    for the device, at the end of the prompt.
+    A row without a real token skips nothing. NaN norms are active. The prompt is what the current trace has of it, and
+    a thread has one trace: going back to the cache of an earlier sequence begins another one, which knows nothing of
+    that prompt, and the response runs dense, with a warning. Run sequences one after the other, or in threads of their
+    own. Cost: a pass over the prompt's norms, and one wait for the device, at the end of the prompt.
     """
 
     def __init__(
@@ -80,6 +83,13 @@ class PromptPlan(_Ranked):
         dense = PhasePlan.dense(history.layers)
         if phase == "prompt":
             return VoidPlan(dense, dense)  # a prompt that continues: the last response's plan ends here
+        if PROMPT not in history.phases:
+            warnings.warn(
+                "void_ext: PromptPlan decides nothing here, for no token of the prompt is in the trace, which began in "
+                "the middle of a sequence (another cache came in between, handle.reset(), a cache filled unpatched). "
+                "The response runs dense; run sequences one after the other, or each in a thread of its own",
+                stacklevel=2,
+            )
         real, updates = history.real("prompt"), self._updates(history)
         skip = skip_table(self.criterion, self.granularity, history.norms, real, history.executed, updates)
         table = skip.tolist()  # the one wait for the device
@@ -101,6 +111,9 @@ class RefreshPlan(_Ranked):
         alpha, signal, budget, at_least, protect, protect_default, granularity: as in :class:`PromptPlan`, for one token
             instead of a prompt. ``"sequence"`` is the same as ``"token"`` here; ``"batch"`` takes the norms of all
             rows' tokens together.
+
+    A trace that begins in the middle of a response (a thread goes back to the cache of an earlier sequence) begins a
+    cycle too.
 
     Nothing here waits for the device: tables are bool ``[B, L]`` on the device of the model. NaN norms are active.
     Rows that ended go without whatever all others go without.
