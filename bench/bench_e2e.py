@@ -1,9 +1,9 @@
 """Traced against unpatched models of 7 and 8 billion random weights (bfloat16) on a GPU.
 
 Decode steps after a prompt of 128 tokens (eager, and one captured step replayed with a static cache) at batch 1, 8 and
-64, and prefill of 512 tokens a row at batch 1 and 8. The weights are random, for time alone: no layer is skipped, so
-what they say does not matter. Cells run in the order of their worth, each until it has its pairs or for
-`--cell-seconds`, until `--limit`; a second call measures the cells that are missing.
+64, and prefill of 512 tokens a row at batch 1 and 8; compiled decode steps where asked for (`--works`). The weights are
+random, for time alone: no layer is skipped, so what they say does not matter. Cells run in the order of their worth,
+each until it has its pairs or for `--cell-seconds`, until `--limit`; a second call measures the cells that are missing.
 
     python -m bench.bench_e2e [--limit 480] [--out FILE]     (--models tiny --device cpu: a look at whether all runs)
 """
@@ -28,7 +28,8 @@ from bench.report import load, tables
 STEPS = 1  # a run: 5 ms and more, so that the wait at its end is nothing beside it
 PROMPT = 128
 PREFILL = 512
-WORKS = {"graphed decode": (1, 8, 64), "decode": (1, 8, 64), "prefill": (1, 8)}
+WORKS = {"graphed decode": (1, 8, 64), "decode": (1, 8, 64), "prefill": (1, 8), "compiled decode": (1, 8)}
+UNASKED = ["graphed decode", "decode", "prefill"]  # a model of this size takes minutes to compile
 GRAPHED_LIMIT = 1.01  # of the unpatched model's time, where Python has no part in it
 # model_type and the published configurations' sizes; "tiny" only for a look.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cell-seconds", type=float, default=6.0, help="a cell stops here, with the pairs it has")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds after which no new cell is begun")
     parser.add_argument("--variants", nargs="+", choices=models.VARIANTS, default=models.VARIANTS)
-    parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--works", nargs="+", choices=list(WORKS), default=UNASKED)
     parser.add_argument("--out", type=Path, default=RESULTS / "e2e-gpu.json")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.limit
@@ -104,7 +105,7 @@ def _cells(name: str, works: list[str]) -> Iterator[dict[str, Any]]:
         for batch, variant in itertools.product(WORKS[work], ("fuse=norm", "fuse=add")):
             yield cell(work, batch, variant)
     for work in works:
-        if work != "graphed decode":  # plain hooks keep what the graph's pool takes back
+        if work in ("decode", "prefill"):  # plain hooks keep what a graph's pool takes back
             yield cell(work, 1, "plain hooks")
 
 
@@ -128,7 +129,8 @@ def _measure(
         def unit(subject: torch.nn.Module, work: str = work, ids: torch.Tensor = ids):
             if work == "prefill":
                 return models.prefill(subject, ids)
-            return (models.decode if work == "decode" else models.graphed_decode)(subject, ids, STEPS)
+            steps = {"decode": models.decode, "graphed decode": models.graphed_decode}
+            return steps.get(work, models.compiled_decode)(subject, ids, STEPS)
 
         how = {"pairs": options.pairs, "max_seconds": options.cell_seconds, "synchronize": synchronize}
         limit = GRAPHED_LIMIT if work == "graphed decode" else None

@@ -2,6 +2,7 @@
 
 Decode at batch 1 and prefill of 512 tokens; one thread and all threads; fuse=add, fuse=norm and, for comparison, the
 hooks one would write without this library. Prints a table, writes JSON after every cell. Some 30 minutes on two cores.
+`--only "compiled decode"` is a decode step under torch.compile, which takes a minute a model to compile.
 
     python -m bench.bench_overhead [--pairs 50] [--dtype float32] [--threads 1 2] [--only decode] [--out FILE]
 """
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--only", choices=["decode", "prefill"])
+    parser.add_argument("--only", choices=["decode", "prefill", "compiled decode"])
     parser.add_argument("--variants", nargs="+", choices=models.VARIANTS, default=list(models.VARIANTS))
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead-cpu.json")
     options = parser.parse_args(arguments)
@@ -42,16 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     traced = {name: models.variant(model, name) for name in options.variants}
     for threads in dict.fromkeys(options.threads):
         torch.set_num_threads(threads)
-        for work in ("decode", "prefill"):
-            if options.only not in (None, work):
-                continue
+        for work in ("decode", "prefill") if options.only is None else (options.only,):
 
             def unit(subject: torch.nn.Module, work: str = work):
                 if work == "decode":
                     return models.decode(subject, prompt[:, : models.PROMPT], STEPS)
+                if work == "compiled decode":
+                    return models.compiled_decode(subject, prompt[:, : models.PROMPT], STEPS)
                 return models.prefill(subject, prompt)
 
-            words = f"decode, {STEPS} tokens" if work == "decode" else f"prefill, {PREFILL} tokens"
+            words = f"{work}, {PREFILL if work == 'prefill' else STEPS} tokens"
             for name, subject in traced.items():
                 cell = {
                     "model": "SmolLM2-135M",

@@ -111,6 +111,33 @@ def graphed_decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], ob
     return work
 
 
+def compiled_decode(model: nn.Module, ids: Tensor, steps: int) -> Callable[[], object]:
+    """:func:`decode` with a static cache, compiled as ``generate()`` compiles it there."""
+    from transformers import StaticCache
+
+    length = ids.shape[1]
+    token = ids[:, -1:].clone()
+    cache = StaticCache(config=model.config, max_cache_len=length + steps + 8)
+    with torch.inference_mode():
+        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    lengths = [layer.cumulative_length for layer in cache.layers]
+    forward = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+
+    @torch.inference_mode()
+    def work() -> object:
+        torch._foreach_zero_(lengths)
+        torch._foreach_add_(lengths, length)
+        output = None
+        for _ in range(steps):
+            torch.compiler.cudagraph_mark_step_begin()
+            output = forward(token, past_key_values=cache, use_cache=True)
+        return output
+
+    for _ in range(3):  # compiles, and where there are CUDA graphs warms up and captures
+        work()
+    return work
+
+
 def launches(work: Callable[[], object]) -> int | None:
     """What one run of ``work`` enqueues on the GPU, kernels, copies and fills; None where torch cannot count them."""
     from torch.autograd import DeviceType
