@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import void_ext
 from void_ext import cli, models
@@ -289,6 +290,36 @@ def test_timing_claims_no_more_than_it_can(high: float, aa_high: float, expected
     assert expected in text
     assert ("not resolvable here" in text) == (expected != "resolved")
     assert "200 ms traced, 100 ms plain" in text
+
+
+# -- timing ---------------------------------------------------------------------------------------------------
+
+
+class Renamed(torch.nn.Module):
+    """A model that calls its cache as transformers 5.24 does, and takes no other name."""
+
+    def forward(self, input_ids: torch.Tensor, cache: list[int] | None = None, use_cache: bool = True) -> Any:
+        cache = [] if cache is None else cache
+        cache += input_ids[0].tolist()
+        self.seen = list(cache)
+        return argparse.Namespace(cache=cache)
+
+
+def test_decode_steps_go_on_with_the_cache_whatever_its_name() -> None:
+    model: Any = Renamed()
+    step = _timing._decoder(model, torch.tensor([[3, 4]]))
+    step()
+    step()
+    assert model.seen == [3, 4, 4, 4]
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_timing_uses_nothing_deprecated(tiny: Any) -> None:
+    model = tiny("llama")
+    with torch.no_grad(), void_ext.patch(model) as handle:
+        _timing._decoder(model, torch.tensor([[3, 4]]))()
+        assert handle.trace.response.positions == [2]
+    _timing._decoder(model, torch.tensor([[3, 4]]))()
 
 
 # -- real runs --------------------------------------------------------------------------------------------------
