@@ -56,10 +56,28 @@ def test_plans_and_places_are_checked_first(tmp_path: Path, capsys: pytest.Captu
     assert "--save-plan" in capsys.readouterr().err
 
 
-def test_a_plan_for_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    void_ext.VoidPlan.from_layers(12, skip=[3]).save(tmp_path / "other.json")
-    assert cli.main([*BASE, "--plan", str(tmp_path / "other.json"), "--max-new-tokens", "2"]) == 1
-    assert "the plan was made for 12 layers, got 30" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "other.json"], "the plan was made for 12 layers, got 6"),
+        (["--policy", "prompt", "--protect", "77"], "protect: expected layer indices below 6, got 77"),
+        (["--skip", "77"], "skip: expected layer indices below 6, got 77"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_generated(
+    options: list[str],
+    message: str,
+    tiny_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    void_ext.VoidPlan.from_layers(12, skip=[3]).save("other.json")
+    assert cli.main(["generate", str(tiny_directory), "--prompt", "Hi", *options]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert "generating" not in told
 
 
 def test_answers_stand_side_by_side(

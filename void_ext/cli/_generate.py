@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     model, tokenizer = _run.load_model(arguments, terminal)
     ids = _run.encode(arguments, model, tokenizer, prompt)
     options = skip_options(arguments, model, plan)
+    with _timing.patched(model, arguments, options):
+        pass  # a plan or a policy that does not fit this model is refused now, not after the dense answer
     dense = _run.generate(arguments, terminal, model, tokenizer, ids, {"mode": "trace"}, "generating, all layers")
     skipping = _run.generate(arguments, terminal, model, tokenizer, ids, options, "generating, skipping")
     assert skipping.counters is not None
