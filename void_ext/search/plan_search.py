@@ -136,7 +136,10 @@ class _Search:
         traces = trace_of(self.model, self.ids["calibration"], settings.alpha)
         self._spent("trace", self.layers)
         rest = (settings.protect, settings.protect_default)
+        # Those of other budgets stay: the state is the record of what the search has written plans for.
+        others = [found for found in self.state.rankings if found[1] not in settings.budgets]
         self.state.rankings = [
+            *others,
             *rankings(traces, settings.budgets, settings.alpha, *rest),
             *blind(self.layers, settings.budgets, settings.seeds, *rest),
         ]

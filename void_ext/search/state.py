@@ -25,7 +25,7 @@ class State:
 
     Attributes:
         configuration: all that the results depend on; a state of another one is not taken.
-        rankings: method, budget and halves off of the plans that were not searched.
+        rankings: method, budget and halves off of the plans that were not searched; of every budget ever asked for.
         measured: ``role/halves`` -> quality, for every plan on every text.
         steps: kind of units -> the steps of its search.
         pending: what the step under way has measured; see :class:`void_ext.search.greedy.Greedy`.
@@ -96,6 +96,16 @@ class State:
             )
         assert state is not None
         return state
+
+
+def budgets_in(path: Path) -> list[int]:
+    """The budgets that the search of a state file was ever asked for; none where there is no file or a damaged one."""
+    try:
+        with path.open("rb") as file:
+            document = _parse(file.read(MAX_BYTES + 1))
+        return sorted({_whole(budget) for _, budget, _ in _list(document["rankings"])})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def key_of(role: str, off: Iterable[int]) -> str:
