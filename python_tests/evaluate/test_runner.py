@@ -302,6 +302,8 @@ def test_what_cannot_run_is_refused_first(
         ({"batch_size": 0}, 'batch_size: expected "auto" or a whole number >= 1, got 0'),
         ({"limit": 1.5}, "limit: expected a whole number >= 1 or a share between 0 and 1, got 1.5"),
         ({"limit": math.inf}, "limit: expected a whole number >= 1 or a share between 0 and 1, got inf"),
+        ({"limit": True}, "limit: expected a whole number >= 1 or a share between 0 and 1, got True"),
+        ({"limit": "5"}, "limit: expected a whole number >= 1 or a share between 0 and 1, got '5'"),
         ({"seeds": ()}, "seeds: expected different whole numbers"),
         ({"seeds": (1, 1)}, "seeds: expected different whole numbers"),
         ({"seeds": (0.5,)}, r"seeds: expected different whole numbers from 0 to .*, got \[0.5\]"),
