@@ -249,8 +249,10 @@ def test_room_is_made_without_throwing_away_what_was_finished(
 
     monkeypatch.setattr(_files, "sync", full)
     store = CellStore(tmp_path / "out", force=True)
-    with pytest.raises(OSError, match=r"the same command again without force \(--force\), and it goes on from what"):
+    message = r"the same command again without force \(--force\), and it goes on from what"
+    with pytest.raises(OSError, match=message) as caught:
         run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=store)
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,11 @@ def test_a_full_disk_keeps_what_was_measured(
         sync(place)
 
     monkeypatch.setattr(_files, "sync", full)
-    with pytest.raises(OSError, match=r"search\.json could not be written: No space left .* goes on from there"):
+    with pytest.raises(
+        OSError, match=r"search\.json could not be written: No space left .* goes on from there"
+    ) as caught:
         find_plans(model, two_texts, SETTINGS, state_path=path)
+    assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     assert len(json.loads(path.read_text())["measured"]) > 3
     assert list(tmp_path.iterdir()) == [path]

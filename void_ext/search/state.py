@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from void_ext._files import replacing
+from void_ext._files import replacing, reworded
 from void_ext.search.greedy import Step, screen
 from void_ext.search.measure import Quality
 
@@ -64,9 +64,10 @@ class State:
             with replacing(path, what="state", force=True) as temporary:
                 temporary.write_text(text)
         except OSError as error:
-            raise type(error)(
+            raise reworded(
+                error,
                 f"state: {path} could not be written: {error.strerror or error}; what was measured before is kept, and "
-                "the same search goes on from there"
+                "the same search goes on from there",
             ) from error
 
     @classmethod
