@@ -53,6 +53,9 @@ def usage_error(*argv: str) -> int:
         (["--sample", "--seed", "-1"], "--seed"),
         (["--temperature", "0.5"], "--temperature: only means something together with --sample"),
         (["--seed", "1"], "--seed: only means something together with --sample"),
+        (["--no-tokens"], "argument --no-tokens: only means something together with --save"),
+        (["--no-tokens", "--plot", "a.png"], "argument --no-tokens: only means something together with --save"),
+        (["--force"], "argument --force: only means something together with --save or --plot"),
         (["--prompt-file", "-"], "not allowed with argument --prompt"),
     ],
 )

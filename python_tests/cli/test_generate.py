@@ -35,6 +35,7 @@ BASE = ("generate", "smollm2", "--prompt", "What is the capital of France?", "--
         (["--policy", "halt", "--at-least", "2"], "argument --at-least: has no meaning with --policy halt"),
         (["--policy", "prompt", "--phase", "prompt"], "argument --phase: has no meaning with --policy prompt"),
         (["--policy", "prompt", "--alpha", "nan"], "--alpha"),
+        (["--skip", "3", "--force"], "argument --force: only means something together with --save-plan"),
     ],
 )
 def test_wrong_usage_is_2(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

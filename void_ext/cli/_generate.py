@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _parser.check_sampling(arguments)
     _parser.check_skipping(arguments)
+    if arguments.force and arguments.save_plan is None:
+        arguments.parser.error("argument --force: only means something together with --save-plan")
     prompt = _run.read_prompt(arguments)
     if arguments.save_plan is not None:
         check_output(arguments.save_plan, what="--save-plan", force=arguments.force)
