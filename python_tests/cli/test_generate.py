@@ -9,7 +9,7 @@ import pytest
 
 import void_ext
 from void_ext import cli
-from void_ext.cli import _timing
+from void_ext.cli import _generate, _timing
 
 BASE = ("generate", "smollm2", "--prompt", "What is the capital of France?", "--device", "cpu")
 
@@ -79,6 +79,19 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_generated(
     told = capsys.readouterr().err
     assert message in told
     assert "generating" not in told
+
+
+@pytest.mark.parametrize(
+    ("dense", "skipping", "told"),
+    [
+        ([5, 6], [5, 6], "the two answers are the same"),
+        ([5, 6], [4, 6], "the two answers differ from the first token on"),
+        ([5, 6], [5, 7], "the first token is the same"),
+        ([5, 6, 7], [5, 6], "the first 2 tokens are the same"),
+    ],
+)
+def test_how_far_two_answers_agree(dense: list[int], skipping: list[int], told: str) -> None:
+    assert _generate._compared(_generate._same(dense, skipping), dense == skipping) == told
 
 
 def test_answers_stand_side_by_side(

@@ -113,8 +113,16 @@ def _print(terminal: Terminal, dense: _run.Generated, skipping: _run.Generated, 
         counted = getattr(skipping.counters, name)
         if counted.calls:
             terminal.print(f"{name}: {_counted(counted)}")
-    ends = "the two answers are the same" if dense.ids == skipping.ids else f"the first {same} tokens are the same"
-    terminal.print(ends)
+    terminal.print(_compared(same, dense.ids == skipping.ids))
+
+
+def _compared(same: int, whole: bool) -> str:
+    """Two answers of which the first ``same`` tokens are the same, or, ``whole``, all of both."""
+    if whole:
+        return "the two answers are the same"
+    if not same:
+        return "the two answers differ from the first token on"
+    return f"the first {same} tokens are the same" if same > 1 else "the first token is the same"
 
 
 def _counted(counted: PhaseCounters) -> str:
