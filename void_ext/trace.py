@@ -7,6 +7,7 @@ With n_0 … n_L of a token, its deltas, thresholds and voids follow without run
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,25 +213,25 @@ class Trace:
                     result[phase.name][name] = table.tolist()
         return result
 
-    def save(self, path: str | Path, tokens: bool = True, force: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], tokens: bool = True, force: bool = False) -> Path:
         """Write the trace as one safetensors file (the prompt's tokens are in it unless ``tokens=False``).
 
         Written under a temporary name, synced, renamed. Raises FileExistsError where ``path`` exists and not ``force``.
         """
         from void_ext import _trace_file
 
-        return _trace_file.save(self._store, self.info, Path(path), tokens=tokens, force=force)
+        return _trace_file.save(self._store, self.info, _options.check_path("path", path), tokens=tokens, force=force)
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Read what :meth:`save` wrote. Raises ValueError, naming what is wrong, for any other file."""
         from void_ext import _trace_file
 
-        return cls(*_trace_file.load(Path(path)))
+        return cls(*_trace_file.load(_options.check_path("path", path)))
 
     def plot(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         tokenizer: PreTrainedTokenizerBase | None = None,
         alpha: float | None = None,
         row: int = 0,

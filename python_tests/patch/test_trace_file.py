@@ -38,6 +38,12 @@ def test_what_is_saved_comes_back(trace: void_ext.Trace, tmp_path: Path) -> None
     assert json.loads(json.dumps(again.to_dict())) == json.loads(json.dumps(trace.to_dict()))
 
 
+def test_what_is_no_path_is_named(trace: void_ext.Trace) -> None:
+    for use in (void_ext.Trace.load, trace.save, void_ext.VoidPlan.load, void_ext.VoidPlan.from_layers(4).save):
+        with pytest.raises(TypeError, match=r"path: expected the name of a file \(str or os\.PathLike\), got int 5"):
+            use(5)
+
+
 def test_tokens_can_be_left_out(trace: void_ext.Trace, tmp_path: Path) -> None:
     again = void_ext.Trace.load(trace.save(tmp_path / "a.safetensors", tokens=False))
     assert bool((again.prompt.tokens == -1).all())
