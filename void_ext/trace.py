@@ -7,6 +7,7 @@ With n_0 … n_L of a token, its deltas, thresholds and voids follow without run
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,13 @@ def _enumerate(calls: list[int]) -> list[int]:
     return [index.setdefault(call, len(index)) for call in calls]
 
 
+def _json(value: Any) -> Any:
+    """Lists of numbers, None where one is not finite."""
+    if isinstance(value, list):
+        return [_json(entry) for entry in value]
+    return value if math.isfinite(value) else None
+
+
 class Trace:
     """What a patched model recorded since the trace began: ``.prompt`` and ``.response`` (:class:`PhaseTrace`).
 
@@ -186,7 +194,10 @@ class Trace:
         return self._store.ordered
 
     def to_dict(self, alpha: float | None = None) -> dict[str, Any]:
-        """The trace as plain lists and numbers, ready for ``json.dumps``."""
+        """The trace as plain lists and numbers, ready for ``json.dumps(allow_nan=False)``.
+
+        Norms and updates that are not finite are None: JSON has no NaN and no infinity. ``active`` is of the numbers.
+        """
         alpha = self.alpha if alpha is None else _options.check_alpha(alpha)
         result: dict[str, Any] = {
             "model_name": self.model_name,
@@ -204,13 +215,13 @@ class Trace:
                 "positions": phase.positions,
                 "tokens": phase.tokens.tolist(),
                 "mask": phase.mask.tolist(),
-                "norms": phase.norms.tolist(),
+                "norms": _json(phase.norms.tolist()),
                 "active": phase.active(alpha).tolist(),
                 "usage": usage,
             }
             for name in ("updates", "halves"):
                 if (table := getattr(phase, name)) is not None:
-                    result[phase.name][name] = table.tolist()
+                    result[phase.name][name] = _json(table.tolist())
         return result
 
     def save(self, path: str | os.PathLike[str], tokens: bool = True, force: bool = False) -> Path:
