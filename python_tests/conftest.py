@@ -112,6 +112,22 @@ def tiny() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def tiny_directory(tmp_path: Path) -> Path:
+    """A tiny llama and a tokenizer of characters, as ``save_pretrained`` leaves them."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path / "model"
+    tokens = ["<pad>", "<s>", "</s>", *map(chr, range(32, 125))]
+    core = Tokenizer(kinds.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<s>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(place)
+    build_tiny("llama").save_pretrained(place)
+    return place
+
+
+@pytest.fixture
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids ``[3, 9]`` and their attention mask; row 1 has three pads on the left, row 2 one."""
     generator = torch.Generator().manual_seed(7)

@@ -52,6 +52,43 @@ def test_damaged_config_names_the_model(tmp_path: Path) -> None:
         models.load(tmp_path)
 
 
+def configure(directory: Path, **changes: Any) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_was_saved_is_loaded(tied: bool, tiny: Callable[..., Any], tiny_directory: Path) -> None:
+    saved = tiny("llama", tie_word_embeddings=tied)
+    saved.save_pretrained(tiny_directory)
+    model, _ = models.load(tiny_directory)
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 8}, r"18 of the weights .* are not in its files \(model\.layers\.6\.\S+, .*, …\)"),
+        (
+            {"vocab_size": 97},
+            r"2 of the weights .* another shape there \(lm_head\.weight, model\.embed_tokens\.weight\)",
+        ),
+    ],
+)
+def test_weights_that_would_be_random_are_refused(changes: dict[str, int], message: str, tiny_directory: Path) -> None:
+    configure(tiny_directory, **changes)
+    with pytest.raises(ModelError, match=f"/model' could not be loaded: {message}, and would be random"):
+        models.load(tiny_directory)
+
+
+def test_damaged_weights_name_the_model(tiny_directory: Path) -> None:
+    weights = tiny_directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="/model' could not be loaded: SafetensorError: "):
+        models.load(tiny_directory)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

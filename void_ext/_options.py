@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 LARGEST = 3.4028234663852886e38  # of float32, in which thresholds are computed
 
@@ -35,6 +39,23 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
     return value
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """``value`` as a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(
+            f"{name}: expected the name of a file (str or os.PathLike), got {type(value).__name__} {value!r}"
+        )
+    return Path(value)
+
+
+def check_whole(name: str, value: int) -> int:
+    """``value`` as an int, from a tensor or of numpy too."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected a whole number, got {type(value).__name__} {value!r}")
 
 
 def has_half_pair(text: str) -> bool:

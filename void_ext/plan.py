@@ -298,14 +298,14 @@ class VoidPlan:
         """
         from void_ext import _plan_file
 
-        return _plan_file.save(self, Path(path), force=force)
+        return _plan_file.save(self, _options.check_path("path", path), force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VoidPlan:
         """Read what :meth:`save` wrote. Raises ValueError, naming the path and what is wrong, for any other file."""
         from void_ext import _plan_file
 
-        return _plan_file.load(Path(path))
+        return _plan_file.load(_options.check_path("path", path))
 
 
 def plan_of_sets(

@@ -45,7 +45,7 @@ _NOT_FINITE = "#CC79A7"
 
 def check_plot_path(path: str | os.PathLike[str], *, what: str = "path", force: bool = False) -> Path:
     """Raise what :func:`plot_trace` would raise for ``path``, before there is a trace to draw."""
-    suffix = Path(path).suffix.lower()
+    suffix = _options.check_path(what, path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"{what}: expected a name that ends in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
     return check_output(path, what=what, force=force)
@@ -69,19 +69,24 @@ def plot_trace(
         row: which batch row.
         force: replace an existing file.
 
-    Returns the path. Raises ValueError (extension, alpha, row, a trace without a token), FileExistsError and the other
-    OSErrors of a place that cannot be written, all before anything is drawn.
+    Returns the path. Raises TypeError (path, tokenizer, alpha, row), ValueError (extension, alpha, row, a trace without
+    a token), FileExistsError and the other OSErrors of a place that cannot be written, all before anything is drawn.
 
     The file appears complete or not at all. pyplot is neither used nor imported, its figures and settings stay as they
     are. Cost: reads the trace back from its device; about a second for 200 tokens.
     """
     target = check_plot_path(path, force=force)
     alpha = trace.alpha if alpha is None else _options.check_alpha(alpha)
+    if tokenizer is not None and not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+        raise TypeError(
+            "tokenizer: expected a tokenizer of transformers (AutoTokenizer.from_pretrained makes one of a name) or "
+            f"None, got {type(tokenizer).__name__} {tokenizer!r}"
+        )
     phases = [phase for phase in (trace.prompt, trace.response) if phase.mask.shape[1]]
     if not phases:
         raise ValueError("trace: expected at least one token in the prompt or the response, got none")
     rows = phases[0].mask.shape[0]
-    if not 0 <= row < rows:
+    if not 0 <= _options.check_whole("row", row) < rows:
         raise ValueError(f"row: expected one of the batch's rows 0 … {rows - 1}, got {row}")
 
     import matplotlib

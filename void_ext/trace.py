@@ -7,6 +7,8 @@ With n_0 … n_L of a token, its deltas, thresholds and voids follow without run
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +135,13 @@ def _enumerate(calls: list[int]) -> list[int]:
     return [index.setdefault(call, len(index)) for call in calls]
 
 
+def _json(value: Any) -> Any:
+    """Lists of numbers, None where one is not finite."""
+    if isinstance(value, list):
+        return [_json(entry) for entry in value]
+    return value if math.isfinite(value) else None
+
+
 class Trace:
     """What a patched model recorded since the trace began: ``.prompt`` and ``.response`` (:class:`PhaseTrace`).
 
@@ -185,7 +194,10 @@ class Trace:
         return self._store.ordered
 
     def to_dict(self, alpha: float | None = None) -> dict[str, Any]:
-        """The trace as plain lists and numbers, ready for ``json.dumps``."""
+        """The trace as plain lists and numbers, ready for ``json.dumps(allow_nan=False)``.
+
+        Norms and updates that are not finite are None: JSON has no NaN and no infinity. ``active`` is of the numbers.
+        """
         alpha = self.alpha if alpha is None else _options.check_alpha(alpha)
         result: dict[str, Any] = {
             "model_name": self.model_name,
@@ -203,34 +215,34 @@ class Trace:
                 "positions": phase.positions,
                 "tokens": phase.tokens.tolist(),
                 "mask": phase.mask.tolist(),
-                "norms": phase.norms.tolist(),
+                "norms": _json(phase.norms.tolist()),
                 "active": phase.active(alpha).tolist(),
                 "usage": usage,
             }
             for name in ("updates", "halves"):
                 if (table := getattr(phase, name)) is not None:
-                    result[phase.name][name] = table.tolist()
+                    result[phase.name][name] = _json(table.tolist())
         return result
 
-    def save(self, path: str | Path, tokens: bool = True, force: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], tokens: bool = True, force: bool = False) -> Path:
         """Write the trace as one safetensors file (the prompt's tokens are in it unless ``tokens=False``).
 
         Written under a temporary name, synced, renamed. Raises FileExistsError where ``path`` exists and not ``force``.
         """
         from void_ext import _trace_file
 
-        return _trace_file.save(self._store, self.info, Path(path), tokens=tokens, force=force)
+        return _trace_file.save(self._store, self.info, _options.check_path("path", path), tokens=tokens, force=force)
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Read what :meth:`save` wrote. Raises ValueError, naming what is wrong, for any other file."""
         from void_ext import _trace_file
 
-        return cls(*_trace_file.load(Path(path)))
+        return cls(*_trace_file.load(_options.check_path("path", path)))
 
     def plot(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         tokenizer: PreTrainedTokenizerBase | None = None,
         alpha: float | None = None,
         row: int = 0,

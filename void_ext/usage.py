@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from void_ext import _options
 from void_ext.trace import PhaseTrace
 
 
@@ -22,7 +23,7 @@ class UsageCount:
     """
 
     def __init__(self, layers: int):
-        if layers < 1:
+        if _options.check_whole("layers", layers) < 1:
             raise ValueError(f"layers: expected at least 1, got {layers}")
         self.active = torch.zeros(layers, dtype=torch.int64)
         self.tokens = 0
@@ -33,8 +34,12 @@ class UsageCount:
     def add(self, trace: PhaseTrace, alpha: float | None = None) -> None:
         """Add one phase of a trace, judged at ``alpha`` (None: the trace's own). Waits for the device.
 
-        Raises ValueError where the trace has another number of layers.
+        Raises TypeError for a trace of both phases, ValueError where it has another number of layers.
         """
+        if not isinstance(trace, PhaseTrace):
+            raise TypeError(
+                f"trace: expected one phase of a trace, its .prompt or its .response, got {type(trace).__name__}"
+            )
         if trace.num_layers != len(self.active):
             raise ValueError(f"trace: expected {len(self.active)} layers, got {trace.num_layers}")
         active, tokens = trace.count(alpha)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +41,8 @@ def task(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path, tiny: Callable[..., Any]) -> str:
-    """A directory with a model and a tokenizer of characters."""
-    from tokenizers import Regex, Tokenizer, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
-    place = tmp_path / "model"
-    tokens = ["<pad>", "<s>", "</s>", *map(chr, range(32, 125))]
-    core = Tokenizer(kinds.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<s>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(place)
-    tiny("llama").save_pretrained(place)
-    return str(place)
+def model(tiny_directory: Path) -> str:
+    return str(tiny_directory)
 
 
 @pytest.mark.usefixtures("never_loads")

@@ -9,7 +9,7 @@ import pytest
 
 import void_ext
 from void_ext import cli
-from void_ext.cli import _timing
+from void_ext.cli import _generate, _timing
 
 BASE = ("generate", "smollm2", "--prompt", "What is the capital of France?", "--device", "cpu")
 
@@ -35,6 +35,7 @@ BASE = ("generate", "smollm2", "--prompt", "What is the capital of France?", "--
         (["--policy", "halt", "--at-least", "2"], "argument --at-least: has no meaning with --policy halt"),
         (["--policy", "prompt", "--phase", "prompt"], "argument --phase: has no meaning with --policy prompt"),
         (["--policy", "prompt", "--alpha", "nan"], "--alpha"),
+        (["--skip", "3", "--force"], "argument --force: only means something together with --save-plan"),
     ],
 )
 def test_wrong_usage_is_2(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +57,41 @@ def test_plans_and_places_are_checked_first(tmp_path: Path, capsys: pytest.Captu
     assert "--save-plan" in capsys.readouterr().err
 
 
-def test_a_plan_for_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    void_ext.VoidPlan.from_layers(12, skip=[3]).save(tmp_path / "other.json")
-    assert cli.main([*BASE, "--plan", str(tmp_path / "other.json"), "--max-new-tokens", "2"]) == 1
-    assert "the plan was made for 12 layers, got 30" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "other.json"], "the plan was made for 12 layers, got 6"),
+        (["--policy", "prompt", "--protect", "77"], "protect: expected layer indices below 6, got 77"),
+        (["--skip", "77"], "skip: expected layer indices below 6, got 77"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_generated(
+    options: list[str],
+    message: str,
+    tiny_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    void_ext.VoidPlan.from_layers(12, skip=[3]).save("other.json")
+    assert cli.main(["generate", str(tiny_directory), "--prompt", "Hi", *options]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert "generating" not in told
+
+
+@pytest.mark.parametrize(
+    ("dense", "skipping", "told"),
+    [
+        ([5, 6], [5, 6], "the two answers are the same"),
+        ([5, 6], [4, 6], "the two answers differ from the first token on"),
+        ([5, 6], [5, 7], "the first token is the same"),
+        ([5, 6, 7], [5, 6], "the first 2 tokens are the same"),
+    ],
+)
+def test_how_far_two_answers_agree(dense: list[int], skipping: list[int], told: str) -> None:
+    assert _generate._compared(_generate._same(dense, skipping), dense == skipping) == told
 
 
 def test_answers_stand_side_by_side(

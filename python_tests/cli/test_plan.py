@@ -93,6 +93,25 @@ def test_a_plan_for_each_budget_figures_and_a_picture(small: Any, capsys: pytest
     assert "voids at 0.2" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_search_begun_anew_leaves_nothing_of_the_one_before(damage: bool) -> None:
+    folder = Path("plan-smollm2")
+    assert plan() == 0
+    assert plan("--budget", "3") == 0  # gone on with: these plans are of the same search
+    assert {path.name for path in folder.glob("plan-*")} == {"plan-1.json", "plan-2.json", "plan-3.json"}
+    for name in ("plan-4.json", "notes.txt"):
+        (folder / name).write_text("mine")
+    if damage:
+        (folder / "search.json").write_text("{")
+    assert plan("--budget", "1", "--force") == 0
+    mine = {"plan-4.json", "notes.txt"}
+    unknown = {"plan-2.json", "plan-3.json"} if damage else set()  # nothing says any more whose they are
+    names = {"frontier.json", "frontier.png", "plan-1.json", "search.json"}
+    assert {path.name for path in folder.iterdir()} == names | mine | unknown
+    assert all((folder / name).read_text() == "mine" for name in mine)
+
+
 @pytest.mark.usefixtures("never_loads")
 @pytest.mark.parametrize(
     ("options", "message"),

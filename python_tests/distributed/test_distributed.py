@@ -83,6 +83,13 @@ def test_counts_that_cannot_be_pooled(alone: Any, work: Any) -> None:
         alone(input_ids=work.IDS)
         with pytest.raises(ValueError, match="trace: expected 5 layers, got 6"):
             void_ext.UsageCount(5).add(handle.trace.prompt)
+        count = void_ext.UsageCount(6)
+        with pytest.raises(TypeError, match=r"trace: expected one phase .*, its \.prompt or its \.response, got Trace"):
+            count.add(handle.trace)
+        assert count.tokens == 0
+    for layers in ("5", 2.0, True):
+        with pytest.raises(TypeError, match=f"layers: expected a whole number, got {type(layers).__name__} {layers!r}"):
+            void_ext.UsageCount(layers)
     with pytest.raises(ValueError, match="layers: expected at least 1, got 0"):
         void_ext.UsageCount(0)
     assert all(math.isnan(share) for share in void_ext.UsageCount(2).usage().tolist())

@@ -249,8 +249,10 @@ def test_room_is_made_without_throwing_away_what_was_finished(
 
     monkeypatch.setattr(_files, "sync", full)
     store = CellStore(tmp_path / "out", force=True)
-    with pytest.raises(OSError, match=r"the same command again without force \(--force\), and it goes on from what"):
+    message = r"the same command again without force \(--force\), and it goes on from what"
+    with pytest.raises(OSError, match=message) as caught:
         run(tiny("llama"), tokenizer, load("telling"), [ModeSpec.dense()], directory=store)
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,8 @@ def test_what_cannot_run_is_refused_first(
         ({"batch_size": 0}, 'batch_size: expected "auto" or a whole number >= 1, got 0'),
         ({"limit": 1.5}, "limit: expected a whole number >= 1 or a share between 0 and 1, got 1.5"),
         ({"limit": math.inf}, "limit: expected a whole number >= 1 or a share between 0 and 1, got inf"),
+        ({"limit": True}, "limit: expected a whole number >= 1 or a share between 0 and 1, got True"),
+        ({"limit": "5"}, "limit: expected a whole number >= 1 or a share between 0 and 1, got '5'"),
         ({"seeds": ()}, "seeds: expected different whole numbers"),
         ({"seeds": (1, 1)}, "seeds: expected different whole numbers"),
         ({"seeds": (0.5,)}, r"seeds: expected different whole numbers from 0 to .*, got \[0.5\]"),

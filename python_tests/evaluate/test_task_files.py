@@ -189,7 +189,7 @@ def test_an_unknown_name_gets_near_ones(folder: Path, monkeypatch: pytest.Monkey
         load_tasks(["mmlu_anatomie"], [folder])
     with pytest.raises(ValueError, match="did you mean mine"):
         load_tasks(["mines"], [folder])
-    with pytest.raises(ValueError, match="no name is near it"):
+    with pytest.raises(ValueError, match=r"no name is near it\. `lm-eval ls tasks` lists"):
         load_tasks(["xyzxyz"], [folder])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,28 @@ def test_what_is_saved_comes_back(trace: void_ext.Trace, tmp_path: Path) -> None
         for alpha in (None, 0.0, 0.8):
             assert torch.equal(ours.active(alpha), theirs.active(alpha))
     assert json.loads(json.dumps(again.to_dict())) == json.loads(json.dumps(trace.to_dict()))
+
+
+def test_what_is_no_path_is_named(trace: void_ext.Trace) -> None:
+    for use in (void_ext.Trace.load, trace.save, void_ext.VoidPlan.load, void_ext.VoidPlan.from_layers(4).save):
+        with pytest.raises(TypeError, match=r"path: expected the name of a file \(str or os\.PathLike\), got int 5"):
+            use(5)
+
+
+def test_a_dictionary_holds_what_json_knows(tiny: Any) -> None:
+    model = tiny("llama")
+    with void_ext.patch(model, updates=True) as handle, torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("inf")
+        model(torch.tensor([[3, 4]]))
+    trace = handle.trace
+    assert trace is not None
+    found = json.loads(json.dumps(trace.to_dict(), allow_nan=False))["prompt"]
+    for name in ("norms", "updates"):
+        table = getattr(trace.prompt, name)
+        assert not bool(table.isfinite().all())
+        expected = [[[n if math.isfinite(n) else None for n in row] for row in rows] for rows in table.tolist()]
+        assert found[name] == expected
+    assert found["active"] == trace.prompt.active().tolist()
 
 
 def test_tokens_can_be_left_out(trace: void_ext.Trace, tmp_path: Path) -> None:

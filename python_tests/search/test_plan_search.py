@@ -15,9 +15,10 @@ import transformers
 
 import void_ext
 from void_ext import _files
+from void_ext._fingerprint import Fingerprint
 from void_ext.search import Found, Settings, costs_of, find_plans
 from void_ext.search.picture import plot_frontier
-from void_ext.search.units import off_of
+from void_ext.search.units import off_of, size_of
 from void_ext.testing import assert_bits_equal
 
 SETTINGS = Settings(budgets=(2, 1), kinds=("layers", "halves"), shortlist=3, seeds=2, protect_default=False)
@@ -260,8 +261,11 @@ def test_a_full_disk_keeps_what_was_measured(
         sync(place)
 
     monkeypatch.setattr(_files, "sync", full)
-    with pytest.raises(OSError, match=r"search\.json could not be written: No space left .* goes on from there"):
+    with pytest.raises(
+        OSError, match=r"search\.json could not be written: No space left .* goes on from there"
+    ) as caught:
         find_plans(model, two_texts, SETTINGS, state_path=path)
+    assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     assert len(json.loads(path.read_text())["measured"]) > 3
     assert list(tmp_path.iterdir()) == [path]
@@ -301,8 +305,8 @@ def test_models_and_budgets_that_do_not_fit_are_refused(
     assert not path.exists()
 
 
-def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_path: Path) -> None:
-    """A mixture of experts with two dense layers, the only ones that may go: both together weigh less than one."""
+def mixture_with_two_light_layers() -> Any:
+    """A mixture of experts in which layers 2 and 3 are dense: both together weigh less than one of the others."""
     torch.manual_seed(0)
     config = transformers.Qwen2MoeConfig(
         vocab_size=96,
@@ -316,8 +320,14 @@ def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_
         num_experts=4,
         num_experts_per_tok=2,
         mlp_only_layers=[2, 3],
+        initializer_range=0.1,
     )
-    model = transformers.Qwen2MoeForCausalLM(config).eval()
+    return transformers.Qwen2MoeForCausalLM(config).eval()
+
+
+def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_path: Path) -> None:
+    """The two light layers are the only ones that may go."""
+    model = mixture_with_two_light_layers()
     path = tmp_path / "search.json"
     for kinds in (("halves",), ("layers", "halves")):
         settings = Settings(budgets=(1, 2), kinds=kinds)
@@ -329,6 +339,27 @@ def test_halves_that_weigh_less_than_the_budget_are_refused(two_texts: Any, tmp_
     assert not path.exists()
     found = find_plans(model, two_texts, Settings(budgets=(1, 2), shortlist=1, seeds=0, exchange=False))
     assert off_of(found.plans[2]) == {4, 5, 6, 7}
+
+
+def test_a_search_by_halves_saves_the_weights_of_its_budget(two_texts: Any) -> None:
+    """Where layers differ in weight, a plan of whole layers may save less: the halves do not go on from such a one."""
+    model = mixture_with_two_light_layers()
+    with torch.no_grad():
+        for layer in model.model.layers[2:4]:  # without these hardly anything changes
+            for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                part.weight.mul_(0.1)
+    settings = Settings(budgets=(1, 2), kinds=("layers", "halves"), shortlist=2, seeds=0, protect_default=False)
+    found = find_plans(model, two_texts, settings)
+    weights = Fingerprint.of(model).weights
+    for budget in (1, 2):
+        assert size_of(weights, found.frontier.best(budget).off) < budget  # so there is something to refuse
+        sizes = {point.method: size_of(weights, point.off) for point in found.frontier.at(budget)}
+        assert sizes["greedy, halves"] >= budget
+        assert sizes["exchanged, halves"] >= budget
+    told = costs_of(model, settings, 3)
+    for kind, cost in told.searches.items():
+        assert found.evaluations[f"greedy, {kind}"] <= cost.greedy
+        assert found.evaluations[f"exchange, {kind}"] <= cost.exchange
 
 
 def test_the_picture(gentle: Callable[..., Any], two_texts: Any, tmp_path: Path) -> None:

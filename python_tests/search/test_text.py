@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -118,8 +119,9 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"\xef\xbb\xbf \n")
     with pytest.raises(ValueError, match="only white space"):
         read_text(path)
-    with pytest.raises(FileNotFoundError, match=r"--text: .*none\.txt' cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"^--text: .*none\.txt' cannot be read") as caught:
         read_text(tmp_path / "none.txt", what="--text")
+    assert caught.value.errno == errno.ENOENT
     with pytest.raises(IsADirectoryError, match="cannot be read"):
         read_text(tmp_path)
     path.write_bytes("Grüße".encode("latin-1"))

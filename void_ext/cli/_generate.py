@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _parser.check_sampling(arguments)
     _parser.check_skipping(arguments)
+    if arguments.force and arguments.save_plan is None:
+        arguments.parser.error("argument --force: only means something together with --save-plan")
     prompt = _run.read_prompt(arguments)
     if arguments.save_plan is not None:
         check_output(arguments.save_plan, what="--save-plan", force=arguments.force)
@@ -28,6 +30,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     model, tokenizer = _run.load_model(arguments, terminal)
     ids = _run.encode(arguments, model, tokenizer, prompt)
     options = skip_options(arguments, model, plan)
+    with _timing.patched(model, arguments, options):
+        pass  # a plan or a policy that does not fit this model is refused now, not after the dense answer
     dense = _run.generate(arguments, terminal, model, tokenizer, ids, {"mode": "trace"}, "generating, all layers")
     skipping = _run.generate(arguments, terminal, model, tokenizer, ids, options, "generating, skipping")
     assert skipping.counters is not None
@@ -109,8 +113,16 @@ def _print(terminal: Terminal, dense: _run.Generated, skipping: _run.Generated, 
         counted = getattr(skipping.counters, name)
         if counted.calls:
             terminal.print(f"{name}: {_counted(counted)}")
-    ends = "the two answers are the same" if dense.ids == skipping.ids else f"the first {same} tokens are the same"
-    terminal.print(ends)
+    terminal.print(_compared(same, dense.ids == skipping.ids))
+
+
+def _compared(same: int, whole: bool) -> str:
+    """Two answers of which the first ``same`` tokens are the same, or, ``whole``, all of both."""
+    if whole:
+        return "the two answers are the same"
+    if not same:
+        return "the two answers differ from the first token on"
+    return f"the first {same} tokens are the same" if same > 1 else "the first token is the same"
 
 
 def _counted(counted: PhaseCounters) -> str:

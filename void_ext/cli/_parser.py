@@ -183,6 +183,14 @@ def check_sampling(arguments: argparse.Namespace) -> None:
             arguments.parser.error(f"argument --{option}: only means something together with --sample")
 
 
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """End with a usage error where an option about files came and no file is written."""
+    if arguments.no_tokens and arguments.save is None:
+        arguments.parser.error("argument --no-tokens: only means something together with --save")
+    if arguments.force and arguments.save is None and arguments.plot is None:
+        arguments.parser.error("argument --force: only means something together with --save or --plot")
+
+
 def check_skipping(arguments: argparse.Namespace, *, granularity: bool = True) -> None:
     """End with a usage error unless exactly one way of saying what to skip was used, with its own options.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
         _announce(terminal, texts, costs, state.exists() and not arguments.force)
     folder.mkdir(exist_ok=True)
     if arguments.force:  # not before all else has proved right
-        state.unlink(missing_ok=True)
+        _remove_earlier(folder)
     try:
         with ending_with_exception(), terminal.waiting() as report:
             found = find_plans(model, texts, settings, state_path=state, progress=report)
@@ -93,12 +94,22 @@ def _refuse_foreign(folder: Path, arguments: argparse.Namespace) -> None:
     state = folder / STATE
     check_output(state, what="--out", force=True)
     if not arguments.force and not state.exists():
-        for path in _outputs(folder, arguments):
+        for path in _outputs(folder, arguments.budget):
             check_output(path, what="--out")
 
 
-def _outputs(folder: Path, arguments: argparse.Namespace) -> list[Path]:
-    plans = [folder / f"plan-{budget}.json" for budget in sorted(set(arguments.budget))]
+def _remove_earlier(folder: Path) -> None:
+    """Remove what the search of the state file left, by its own record, which goes last; other files are the user's."""
+    from void_ext.search.state import budgets_in
+
+    state = folder / STATE
+    if state.exists():
+        for path in (*_outputs(folder, budgets_in(state)), state):
+            path.unlink(missing_ok=True)
+
+
+def _outputs(folder: Path, budgets: Iterable[int]) -> list[Path]:
+    plans = [folder / f"plan-{budget}.json" for budget in sorted(set(budgets))]
     return [*plans, folder / RESULT, folder / PICTURE]
 
 

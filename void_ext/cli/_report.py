@@ -83,7 +83,10 @@ def describe_timing(timing: Comparison, where: str) -> str:
     if timing.resolves():
         verdict = "  resolved: the control and the interval are both narrower than 0.02"
     elif not timing.control_holds():
-        verdict = "  not resolvable here: the same model timed against itself spreads as far (A/A control)"
+        verdict = (
+            "  not resolvable here: the control, the same model timed against itself, has to be narrower than 0.02 and "
+            "within 0.02 of 1; a quieter machine or more pairs would tell"
+        )
     else:
         verdict = "  not resolvable here: the interval is wider than 0.02; a quieter machine or more pairs would tell"
     return "\n".join((head, ratio, verdict))

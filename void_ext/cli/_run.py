@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     _parser.check_sampling(arguments)
+    _parser.check_outputs(arguments)
     prompt = read_prompt(arguments)
     run_and_report(arguments, terminal, prompt, alphas=[arguments.alpha])
     return 0

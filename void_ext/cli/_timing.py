@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +68,14 @@ def measure(
 
 def _decoder(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], None]:
     """Read the prompt; then one more token with each call."""
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    # transformers 5.24 renamed it; of the class, as a patched or dispatched instance may have a forward of its own.
+    renamed = "cache" in inspect.signature(type(model).forward).parameters
+    name = "cache" if renamed else "past_key_values"
+    cache = {name: getattr(model(input_ids=ids, use_cache=True), name)}
     token = ids[:, -1:]
 
     def step() -> None:
-        model(input_ids=token, past_key_values=cache, use_cache=True)
+        model(input_ids=token, use_cache=True, **cache)
 
     return step
 

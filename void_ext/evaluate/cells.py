@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from void_ext._files import TEMPORARY, check_output, replacing
+from void_ext._files import TEMPORARY, check_output, replacing, reworded
 from void_ext.evaluate.tally import PhaseUsage
 
 FORMAT = "void_ext.evaluation"
@@ -252,9 +252,10 @@ class CellStore:
             ) from None
         except OSError as error:
             goes_on = " without force (--force)" * self.force + ", and it goes on from what was finished before"
-            raise type(error)(
+            raise reworded(
+                error,
                 f"{path} could not be written ({error.strerror or error}); make room, then run the same command again"
-                + goes_on * self.begun
+                + goes_on * self.begun,
             ) from error
 
     def _read_run(self, force: bool) -> dict[str, Any] | None:

@@ -59,8 +59,8 @@ class Settings:
         size = self.batch_size
         if size != "auto" and not (_is_whole(size) and size >= 1):
             raise ValueError(f'batch_size: expected "auto" or a whole number >= 1, got {size!r}')
-        if self.limit is not None and not (0 < self.limit < 1 or _is_count(self.limit)):
-            raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit}")
+        if self.limit is not None and not _is_limit(self.limit):
+            raise ValueError(f"limit: expected a whole number >= 1 or a share between 0 and 1, got {self.limit!r}")
         _check_seeds("seeds", self.seeds)
         _options.check_alpha(self.alpha)
         _options.check_choice("fuse", self.fuse, _options.FUSES)
@@ -105,8 +105,10 @@ def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_count(value: float) -> bool:
-    return 1 <= value < math.inf and value == int(value)
+def _is_limit(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 < value < 1 or (1 <= value < math.inf and value == int(value))
 
 
 def _check_seeds(what: str, seeds: Sequence[int]) -> None:

@@ -195,7 +195,7 @@ def _harness_tasks(names: Sequence[str], files: TaskFiles, progress: Progress) -
 def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     near += [one for one in sorted(known, key=len) if name.lower() in one.lower() and one not in near][: 5 - len(near)]
-    hint = f"did you mean {', '.join(near)}?" if near else "no name is near it"
+    hint = f"did you mean {', '.join(near)}?" if near else "no name is near it."
     return (
         f"tasks: no task, group or tag is called {name!r}: {hint} `lm-eval ls tasks` lists the harness's own; files of "
         "yours are named with --task-path"

@@ -46,7 +46,8 @@ def load(
         progress: called as ``progress(what, done, total)`` where one waits.
 
     Raises:
-        ModelError: it could not be had; the message says why and what works instead.
+        ModelError: it could not be had, or its files lack some of its weights; the message says why and what works
+            instead.
         ValueError: ``dtype``, ``device`` or ``revision`` make no sense here; raised before anything is read.
 
     Code that comes with a repository is never run (``trust_remote_code`` stays False).
@@ -76,12 +77,30 @@ def load(
         progress("reading the model", 0, 0)
         if place == "auto":
             from_pretrained["device_map"] = "auto"
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted or "auto", **from_pretrained)
+        # Of weights that are not there, or of another shape, transformers only logs that it made them up.
+        from_pretrained |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        read: Any = AutoModelForCausalLM.from_pretrained
+        model, found = read(name, dtype=wanted or "auto", **from_pretrained)
         if isinstance(place, torch.device):
             model = model.to(place)
     except Exception as error:
         raise _explained(name, local, revision, error) from error
+    _check_whole(name, found)
     return model.eval(), tokenizer
+
+
+def _check_whole(name: str, found: dict[str, Any]) -> None:
+    """ModelError where weights of the model did not come from its files, by what transformers tells of loading."""
+    # Entries of the second are names in transformers 4, names with both shapes in 5.
+    wrong_shape = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+    for what, keys in (("are not in its files", found["missing_keys"]), ("have another shape there", wrong_shape)):
+        if keys:
+            some = ", ".join(sorted(keys)[:3]) + ", …" * (len(keys) > 3)
+            raise ModelError(
+                f"{name!r} could not be loaded: {len(keys)} of the weights that its config.json asks for {what} "
+                f"({some}), and would be random. Put the config and the weights files of one model there; or, if this "
+                "is meant, load the model yourself with transformers and hand it to void_ext.patch(model)"
+            )
 
 
 def is_local(name: str) -> bool:
@@ -128,7 +147,7 @@ def hub_out_of_reach() -> bool:
     return False
 
 
-def _explained(name: str, local: bool, revision: str | None, error: Exception) -> Exception:
+def _explained(name: str, local: bool, revision: str | None, error: Exception) -> ModelError:
     """The error to raise for what transformers or huggingface_hub raised."""
     from huggingface_hub import errors
 
@@ -165,6 +184,6 @@ def _explained(name: str, local: bool, revision: str | None, error: Exception) -
         )
     if is_a(MemoryError, torch.OutOfMemoryError):
         return ModelError(f"{name!r} does not fit into the memory of the device ({text})")
-    if isinstance(error, (OSError, ValueError, ImportError, KeyError, RuntimeError)):
-        return ModelError(f"{name!r} could not be loaded: {text}")
-    return error
+    # Damaged files end in errors of many classes (SafetensorError, UnpicklingError, TypeError): their names help then.
+    expected = isinstance(error, (OSError, ValueError, ImportError, KeyError, RuntimeError))
+    return ModelError(f"{name!r} could not be loaded: {text if expected else f'{type(error).__name__}: {text}'}")

@@ -136,7 +136,10 @@ class _Search:
         traces = trace_of(self.model, self.ids["calibration"], settings.alpha)
         self._spent("trace", self.layers)
         rest = (settings.protect, settings.protect_default)
+        # Those of other budgets stay: the state is the record of what the search has written plans for.
+        others = [found for found in self.state.rankings if found[1] not in settings.budgets]
         self.state.rankings = [
+            *others,
             *rankings(traces, settings.budgets, settings.alpha, *rest),
             *blind(self.layers, settings.budgets, settings.seeds, *rest),
         ]
@@ -185,7 +188,7 @@ class _Search:
                 continue
             before = self.runner.launched
             if done == len(steps):
-                better = self._better(budget, steps[-1].quality.divergence)
+                better = self._better(search, budget)
                 if better is not None:
                     search.take(better, self._quality("calibration", better))
                     self._save()
@@ -203,12 +206,19 @@ class _Search:
         self.state.measured[key_of("calibration", step.off)] = step.quality
         self.points.append((method, budget, step.off))
 
-    def _better(self, budget: int, divergence: float) -> frozenset[int] | None:
-        """The best plan measured for a budget, if it is better than that and the search may go on from it."""
+    def _better(self, search: Greedy, budget: float) -> frozenset[int] | None:
+        """The best plan measured for a budget, if it is better than the search's own and may be gone on from.
+
+        It has to weigh as much as the budget in the search's own units: whole layers may be lighter than the mean.
+        """
         every = halves_of(set(range(self.layers)) - set(self.protected))
         offs = [off for _, other, off in self.points if other == budget and off <= every]
-        best = min(offs, key=lambda off: self._quality("calibration", off).divergence)
-        return best if self._quality("calibration", best).divergence < divergence else None
+        best = min(
+            (off for off in offs if search.reached(budget, off)),
+            key=lambda off: self._quality("calibration", off).divergence,
+        )
+        better = self._quality("calibration", best).divergence < search.steps[-1].quality.divergence
+        return best if better else None
 
     def _text(self, role: str) -> tuple[Prefixes, Judge]:
         """The kept streams of a text, and a judge of others."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from void_ext._files import replacing
+from void_ext._files import replacing, reworded
 from void_ext.search.greedy import Step, screen
 from void_ext.search.measure import Quality
 
@@ -25,7 +25,7 @@ class State:
 
     Attributes:
         configuration: all that the results depend on; a state of another one is not taken.
-        rankings: method, budget and halves off of the plans that were not searched.
+        rankings: method, budget and halves off of the plans that were not searched; of every budget ever asked for.
         measured: ``role/halves`` -> quality, for every plan on every text.
         steps: kind of units -> the steps of its search.
         pending: what the step under way has measured; see :class:`void_ext.search.greedy.Greedy`.
@@ -64,9 +64,10 @@ class State:
             with replacing(path, what="state", force=True) as temporary:
                 temporary.write_text(text)
         except OSError as error:
-            raise type(error)(
+            raise reworded(
+                error,
                 f"state: {path} could not be written: {error.strerror or error}; what was measured before is kept, and "
-                "the same search goes on from there"
+                "the same search goes on from there",
             ) from error
 
     @classmethod
@@ -96,6 +97,16 @@ class State:
             )
         assert state is not None
         return state
+
+
+def budgets_in(path: Path) -> list[int]:
+    """The budgets that the search of a state file was ever asked for; none where there is no file or a damaged one."""
+    try:
+        with path.open("rb") as file:
+            document = _parse(file.read(MAX_BYTES + 1))
+        return sorted({_whole(budget) for _, budget, _ in _list(document["rankings"])})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def key_of(role: str, off: Iterable[int]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from void_ext._files import reworded
+
 #: A tokenizer takes minutes for more, and a search reads a small part of it.
 MAX_BYTES = 64 << 20
 DEFAULT = "pydoc_data.topics"
@@ -78,7 +80,7 @@ def read_text(path: str | os.PathLike[str], *, what: str = "path") -> Text:
         with place.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise type(error)(f"{what}: {str(place)!r} cannot be read: {error.strerror or error}") from None
+        raise reworded(error, f"{what}: {str(place)!r} cannot be read: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
         raise ValueError(
             f"{what}: expected at most {MAX_BYTES >> 20} MiB of text, {str(place)!r} is larger; take a part"

@@ -14,9 +14,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
-    options.directory.mkdir(exist_ok=True)
-    for write in (write_capitals, write_topics):
-        print(write(options.directory, force=options.force))
+    try:
+        options.directory.mkdir(exist_ok=True)
+        for write in (write_capitals, write_topics):
+            print(write(options.directory, force=options.force))
+    except (OSError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

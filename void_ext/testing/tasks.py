@@ -1,6 +1,7 @@
 """Evaluation tasks made of data that Python packages carry: capitals, and the prose of Python's own help topics.
 
-Each writes a task file for lm-evaluation-harness and its documents beside it; nothing in them is code.
+Each writes a task file for lm-evaluation-harness and its documents beside it; nothing in them is code. Files that hold
+exactly this already are left alone; others are refused without ``force``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from void_ext._files import replacing
+from void_ext._files import check_output, replacing
 
 CAPITALS, TOPICS = "capitals", "python_topics"
 _LEAST_PEOPLE = 1_000_000
@@ -83,7 +84,14 @@ def _write(directory: Path, name: str, documents: list[dict[str, Any]], settings
         "metadata": {"version": 1},
     }
     # JSON is YAML; the harness reads it as such.
-    for path, text in ((data, lines), (task, json.dumps(config, indent=2) + "\n")):
-        with replacing(path, what="directory", force=force) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    texts = {data: lines, task: json.dumps(config, indent=2) + "\n"}
+    # What was written before is no obstacle: more than one page tells a reader to.
+    missing = {
+        path: text for path, text in texts.items() if not (path.is_file() and path.read_bytes() == text.encode())
+    }
+    for path in missing:  # both before either is written
+        check_output(path, force=force)
+    for path, text in missing.items():
+        with replacing(path, force=force) as temporary:
+            temporary.write_bytes(text.encode())
     return task

@@ -153,7 +153,7 @@ def test_gpqa_beside_its_archive_once_unpacked(table: Table, tmp_path: Path) -> 
 
 
 def test_a_directory_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a directory"):
+    with pytest.raises(DataError, match=r"is not a directory\. Fetch"):
         load_items("mmlu", data_dir=tmp_path / "absent")
 
 
@@ -171,7 +171,7 @@ def test_missing_columns(name: str, table: Table) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_no_rows(suffix: str, table: Table) -> None:
-    with pytest.raises(ValueError, match=r"holds no rows; Fetch"):
+    with pytest.raises(ValueError, match=r"holds no rows\. Fetch"):
         load_items("mmlu", data_dir=table(f"mmlu{suffix}", []))
 
 

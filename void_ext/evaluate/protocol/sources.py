@@ -74,7 +74,7 @@ def load_items(
         digest.update(path.read_bytes())
         items.extend(_items(data, path, read_rows(path), order))
     if not items:
-        raise ValueError(f"{files[0]}: holds no rows; {_what_to_fetch(data)}")
+        raise ValueError(f"{files[0]}: holds no rows. {_what_to_fetch(data)}")
     kept, notes = _with_copies(data, items, drop_duplicates)
     if len(items) != data.size:
         notes.append(f"{name}: {len(items):,} rows; the published split has {data.size:,}")
@@ -93,7 +93,7 @@ def local_files(data: DataSet, data_dir: str | os.PathLike[str]) -> tuple[Path, 
     """
     directory = Path(data_dir).expanduser()
     if not directory.is_dir():
-        raise DataError(f"--data-dir: {str(directory)!r} is not a directory; {_what_to_fetch(data)}")
+        raise DataError(f"--data-dir: {str(directory)!r} is not a directory. {_what_to_fetch(data)}")
     for pattern in _patterns(data):
         found = sorted(path for path in directory.glob(pattern) if path.is_file() and path.suffix.lower() in FORMATS)
         if found:
