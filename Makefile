@@ -146,7 +146,7 @@ gpu-rivals: ## (needs a network, nvcc, a Python like the GPU machine's; no GPU) 
 	$(GPU_PYTHON) tools/gpu/compile_rivals.py $(ARGS)
 
 gpu: ## all of these, in the order of their worth; a failed one does not stop the next
-	$(GPU_PYTHON) -m bench.gpu all
+	$(GPU_PYTHON) -m bench.gpu all $(ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info void_ext/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,9 +1,10 @@
 """One step on a machine with a GPU: `python -m bench.gpu build|test|ops|e2e|skip|sanitize|profile|all`.
 
-Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`) and takes up where the last
-call left off as long as the sources are the same. Results, and what was unavailable, go to bench/results/gpu-*.json and
-to $OUT where that is set. Pure wheels that lie in build/wheels (`make gpu-wheels`) are used where the packages are not
-installed, and build/rivals (`make gpu-rivals`) is: rivals to be compared with.
+Uses the Python it runs under, downloads nothing, ends within 9 minutes a step (`--limit`; `--total` is for all of them
+together) and takes up where the last call left off as long as the sources are the same. Results, and what was
+unavailable, go to bench/results/gpu-*.json and to $OUT where that is set. Pure wheels that lie in build/wheels (`make
+gpu-wheels`) are used where the packages are not installed, and build/rivals (`make gpu-rivals`) is: rivals to be
+compared with.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -35,6 +37,7 @@ TESTS = (
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PROCESSES = 14  # of the op benchmarks at once; each holds some GB of the device's memory
 ROUNDS = 12  # of each variant of an op, in turns
+LEAST = 30  # seconds that a step is begun with
 QUOTED = 30  # lines of a failed command's output
 WHEELS = ROOT / "build" / "wheels"
 RIVALS = ROOT / "build" / "rivals"
@@ -274,14 +277,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("step", choices=[*STEPS, "all"])
     parser.add_argument("--limit", type=float, default=520, help="seconds a step may take, the build included")
+    parser.add_argument("--total", type=float, help="seconds that all steps may take together; a second call goes on")
     options = parser.parse_args(arguments)
     if not _has_gpu():
         print("bench.gpu: expected a CUDA device that torch sees, found none: nothing measured", file=sys.stderr)
         return 2
     names = [name for name in STEPS if name != "build"] if options.step == "all" else [options.step]
+    end = time.monotonic() + (options.total or math.inf)
     results = {}
     for name in names:
-        step = Step(name, options.limit)
+        left = end - time.monotonic()
+        if left < LEAST:
+            print(f"{name}: the time is over; run it again for the rest")
+            results[name] = False
+            continue
+        step = Step(name, min(options.limit, left))
         built = build(step)
         results[name] = built and (name == "build" or STEPS[name](step))
         step.save()
