@@ -58,8 +58,8 @@ def patch(
             ``"exit"`` this one decides.
         fuse: ``"add"`` fuses the norm into the closing residual add of a layer, or takes those of few rows at the end
             of a call, bit for bit the model's own output; ``"norm"`` also fuses the RMSNorms (at most 1 ulp on few
-            elements), which pays in eager code and in CUDA graphs, not under torch.compile. Used where the layer's
-            own forward is known (docs/compatibility.md); elsewhere hooks take the norms.
+            elements), which pays in eager code and in CUDA graphs (under torch.compile not on a CPU). Used where the
+            layer's own forward is known (docs/compatibility.md); elsewhere hooks take the norms.
         granularity: one verdict per ``"token"``, per ``"sequence"`` or per ``"batch"`` of each forward call.
         reference_quirks: judge as the paper's published code does (:mod:`void_ext.quirks`).
         updates: also record ``||h_{l+1} - h_l||`` (one more pass over the stream per layer).

@@ -264,8 +264,10 @@ class Recorder:
             return
         if self._cache is None or self._cache() is not cache:
             self._cache = weakref.ref(cache)
-        if _counts_on_the_device(cache):
-            self.shared.lengths[cache] = (start + call.length, _content_version(cache))
+        lengths = self.shared.lengths
+        # Of the cache that most calls have the answer is known, and of one that was asked before.
+        if type(cache) is not DynamicCache and (cache in lengths or _counts_on_the_device(cache)):
+            lengths[cache] = (start + call.length, _content_version(_written_keys(cache)))
         self._rows = _address(cache) if call.batch > 1 else None
 
     # ---- traces ----
@@ -335,12 +337,15 @@ class Recorder:
             return 0
         if isinstance(cache, (tuple, list)):
             return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        known = self.shared.lengths.get(cache) if _counts_on_the_device(cache) else None
+        known = None
+        if type(cache) is not DynamicCache and _weakly_referable(cache):
+            known = self.shared.lengths.get(cache)
         if known is not None:
             # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
             length, version = known
-            unseen = version is None and _on_the_host(cache)  # inference tensors do not tell of writes: asking is cheap
-            if version == _content_version(cache) and not unseen:
+            keys = _written_keys(cache)
+            unseen = version is None and _on_the_host(keys)  # inference tensors do not tell of writes: asking is cheap
+            if version == _content_version(keys) and not unseen:
                 return length
         return int(cache.get_seq_length())
 
@@ -373,13 +378,12 @@ def _real_columns(mask: Any, start: int, length: int) -> Tensor | None:
 
 
 def _counts_on_the_device(cache: Any) -> bool:
-    # The property asks layer after layer; of the cache that most calls have the answer is known.
-    return type(cache) is not DynamicCache and bool(getattr(cache, "is_compileable", False))
+    """Whether a cache has its length in a tensor. It asks layer after layer."""
+    return bool(getattr(cache, "is_compileable", False))
 
 
-def _on_the_host(cache: Any) -> bool:
-    layers = getattr(cache, "layers", ())
-    return all(keys.device.type == "cpu" for layer in layers if isinstance(keys := layer.keys, Tensor))
+def _on_the_host(keys: Tensor | None) -> bool:
+    return keys is None or keys.device.type == "cpu"
 
 
 def _cache_of(output: Any) -> Any:
@@ -399,9 +403,8 @@ def _written_keys(cache: Any) -> Tensor | None:
     return None
 
 
-def _content_version(cache: Any) -> int | None:
-    """A number that changes with every write to a cache; None where there is none."""
-    keys = _written_keys(cache)
+def _content_version(keys: Tensor | None) -> int | None:
+    """A number that changes with every write to the keys of a cache; None where there is none."""
     return None if keys is None or keys.is_inference() else keys._version
 
 
