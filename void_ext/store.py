@@ -141,16 +141,23 @@ class TraceStore:
         else:
             table[:, start:end].fill_(value)
 
-    def begin_generation(self, prompt_length: int, mask: Tensor | None) -> None:
+    def begin_generation(self, prompt_length: int, mask: Tensor | bool | None) -> None:
         """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real.
 
         It is the last word: the eos that a row of a batch ended with counts if the next turn says so, as it does in a
-        row alone, or without the cache.
+        row alone, or without the cache. True: all of it. None: the caller said nothing.
         """
-        self.phase[:prompt_length] = [p if p == _UNSEEN else PROMPT for p in self.phase[:prompt_length]]
-        seen = min(self.length, prompt_length)
-        if mask is not None and seen and mask.shape[0] == self.batch and mask.shape[1] >= seen:
-            self._tables["mask"][:, :seen].copy_(mask[:, :seen] != 0)
+        written = [position for position in range(min(self.length, prompt_length)) if self.phase[position] != _UNSEEN]
+        for position in written:
+            self.phase[position] = PROMPT
+        if mask is None or not written:
+            return
+        end = written[-1] + 1
+        where: slice | list[int] = slice(0, end) if len(written) == end else written
+        if isinstance(mask, bool):
+            self._tables["mask"][:, where] = mask
+        elif mask.shape[0] == self.batch and mask.shape[1] >= end:
+            self._tables["mask"][:, where] = mask[:, where].to(self.device) != 0
 
     def end_rows(self, end: int) -> None:
         """What was written from position ``end`` on is not real: candidates, say, that nobody took."""

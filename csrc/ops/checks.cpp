@@ -207,16 +207,33 @@ Span span_of(const View& view) {
 
 namespace {
 
+struct Matrix {
+  int64_t sizes[2], strides[2];
+};
+
+// A tensor as a matrix: its rows, where it has more dimensions than two and they have one stride.
+std::optional<Matrix> matrix_of(const View& view) {
+  if (view.dim == 2) return Matrix{{view.sizes[0], view.sizes[1]}, {view.strides[0], view.strides[1]}};
+  if (view.dim < 1) return std::nullopt;
+  const std::optional<int64_t> stride = row_stride(view);
+  if (!stride) return std::nullopt;
+  const Rows rows = row_shape(view);
+  return Matrix{{rows.count, rows.width}, {*stride, 1}};
+}
+
 // Two matrices in one larger buffer, side by side or column by column in turns: whether they have no element in common
 // though their spans meet. Both must have the same two strides, and lines that each lie within one step to the next.
-bool interleaved(const View& a, const View& b) {
-  if (a.dim != 2 || b.dim != 2 || a.strides[0] != b.strides[0] || a.strides[1] != b.strides[1]) return false;
-  const auto size = static_cast<int64_t>(a.tensor.element_size());
-  if (size != static_cast<int64_t>(b.tensor.element_size())) return false;
+bool interleaved(const View& left, const View& right) {
+  const auto size = static_cast<int64_t>(left.tensor.element_size());
+  if (size != static_cast<int64_t>(right.tensor.element_size())) return false;
+  const std::optional<Matrix> one = matrix_of(left), other = matrix_of(right);
+  if (!one || !other) return false;
+  const Matrix &a = *one, &b = *other;
+  if (a.strides[0] != b.strides[0] || a.strides[1] != b.strides[1]) return false;
   const int outer = a.strides[0] >= a.strides[1] ? 0 : 1, inner = 1 - outer;
   const int64_t step = a.strides[outer], near = a.strides[inner];
   if (near < 1 || (std::max(a.sizes[inner], b.sizes[inner]) - 1) * near >= step) return false;
-  const int64_t bytes = span_of(b).begin - span_of(a).begin;
+  const int64_t bytes = span_of(right).begin - span_of(left).begin;
   if (bytes % size != 0) return false;
   // An element in common has ahead = i * step + j * near, for differences i and j of its indices. As |j * near| < step,
   // i is one of two.
@@ -235,7 +252,7 @@ bool interleaved(const View& a, const View& b) {
 void check_disjoint(const View& view, const View& written) {
   if (span_of(view).overlaps(span_of(written)) && !interleaved(view, written)) {
     fail(view.op, view.name, "expected memory apart from that of ", written.name,
-         ", which is written to, got some that overlaps it");
+         ", which is written to, got some within its bounds");
   }
 }
 

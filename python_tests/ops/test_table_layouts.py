@@ -117,6 +117,18 @@ def test_a_table_is_apart_from_all_else(device, op: str, name: str) -> None:
         assert_bits_equal(tensor, before[argument], argument)
 
 
+@pytest.mark.parametrize("lead", [(6,), (1, 6), (2, 3)], ids=str)
+def test_a_table_beside_the_rows_of_one_buffer(device, lead: tuple[int, ...]) -> None:
+    memory = torch.ones(*lead, 40, device=device)
+    norms = memory.view(6, 40)[:, 16:20]
+    h = ops.add_l2norm(memory[..., :4], memory[..., 4:8], norms, 1)
+    ops.row_l2norm(h, norms, 0)
+    assert norms.tolist() == [[4.0, 4.0, 1.0, 1.0]] * 6
+    assert bool((memory[..., :16] == 1.0).all())
+    with pytest.raises(ValueError, match=r"update: expected memory apart from that of norms, .* got some within its"):
+        ops.add_l2norm(memory[..., :4], memory[..., 14:18], norms, 1)
+
+
 @pytest.mark.parametrize("strides", [(12, 1), (12, 2), (1, 12), (2, 12)], ids=str)
 def test_two_tables_in_one_buffer(device, strides: tuple[int, int]) -> None:
     """Side by side, one within the other, in turns: refused where they have an element in common, and only there."""

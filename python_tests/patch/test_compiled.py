@@ -85,6 +85,25 @@ def test_what_of_ours_is_in_the_graph(
     assert_bits_equal(handle.trace.prompt.norms, eager.norms)
 
 
+@pytest.mark.parametrize("mode", ["trace", "skip"])
+@torch.no_grad()
+def test_another_final_norm_than_at_patching(mode: str, tiny: Any, padded_batch: Any) -> None:
+    """Nothing settles the last layer's stream then but the end of the call."""
+    model = tiny("llama", layers=LAYERS)
+    inputs = dict(zip(("input_ids", "attention_mask"), padded_batch, strict=True))
+    plan = None if mode == "trace" else void_ext.VoidPlan.from_layers(LAYERS, skip=[0])
+    with void_ext.patch(model, mode=mode, plan=plan) as handle:
+        model.model.norm = torch.nn.LayerNorm(model.config.hidden_size)
+        forward = compiled(model, "aot_eager")
+        for scale in (1.0, 3.0):  # a table that a call does not fill has what the one before left there
+            model.model.embed_tokens.weight.mul_(scale)
+            forward(**inputs)
+            found = handle.trace.prompt.norms
+            model(**inputs)
+            eager = handle.trace.prompt.norms
+            assert_bits_equal(found, eager)
+
+
 @torch.inference_mode()
 def test_no_token_is_compiled_anew(tiny: Any) -> None:
     model = tiny("llama", layers=LAYERS, **UNGROUPED)

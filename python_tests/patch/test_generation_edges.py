@@ -90,8 +90,9 @@ def test_ends_of_a_generation_do_not_reach_later_calls(tiny: Any, padded_batch: 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("kept", [True, False])
-def test_the_second_turn_of_a_batch_says_what_was_real(kept: bool, tiny: Any, padded_batch: Any) -> None:
+def test_the_second_turn_of_a_batch_says_what_was_real(kept: bool, padded: bool, tiny: Any, padded_batch: Any) -> None:
     """Its mask holds for the first turn's tokens too, whether they run again or their cache was kept."""
     model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:2]
     with void_ext.patch(model) as handle:
@@ -106,8 +107,9 @@ def test_the_second_turn_of_a_batch_says_what_was_real(kept: bool, tiny: Any, pa
         assert handle.trace.response.mask.tolist() == [[True, False, False], [True, True, True]]
         longer = torch.cat([first.sequences, ids[:, :2]], 1)
         mask = torch.ones_like(longer)
-        mask[0, 11:13] = 0  # the pads; the eos before them belongs to the conversation
-        mask[1, 2:4] = 0  # they were real in the first turn
+        if padded:
+            mask[0, 11:13] = 0  # the pads; the eos before them belongs to the conversation
+            mask[1, 2:4] = 0  # they were real in the first turn
         model.generate(
             input_ids=longer,
             attention_mask=mask,
@@ -120,6 +122,31 @@ def test_the_second_turn_of_a_batch_says_what_was_real(kept: bool, tiny: Any, pa
     assert torch.equal(trace.prompt.mask, mask.bool())
     # The eos was consumed beside the other row: its norms are those of a token of the conversation.
     close(trace.prompt.norms[0, :11], norms_of(model, longer[:1, :11])[0], rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_turn_makes_nothing_real_that_was_not_recorded(tiny: Any, padded_batch: Any) -> None:
+    """What was in the cache before the patch has no norms."""
+    model, ids = tiny("llama"), padded_batch[0].clamp_min(3)[:2]
+    first = model.generate(input_ids=ids, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    with void_ext.patch(model) as handle:
+        for _ in range(2):
+            longer = torch.cat([first.sequences, ids[:, :2]], 1)
+            first = model.generate(
+                input_ids=longer,
+                attention_mask=torch.ones_like(longer),
+                past_key_values=first.past_key_values,
+                max_new_tokens=2,
+                do_sample=False,
+                return_dict_in_generate=True,
+            )
+        recorder = handle._recorders.own
+        assert recorder.store is not None
+        unseen = [position for position, phase in enumerate(recorder.store.phase) if phase < 0]
+        assert unseen
+        mask = recorder.store.view("mask")
+        assert not mask[:, unseen].any()
+        assert mask[:, unseen[-1] + 1 :].all()
 
 
 def test_other_forwards_inside_generate_have_no_rows(tiny: Any, padded_batch: Any) -> None:

@@ -113,8 +113,9 @@ class CellStore:
 
     One run at a time uses a directory, ``force`` or not: :meth:`begin` locks it, and so does entering a ``with`` where
     the directory is there already, so that no work is spent before it is refused. The lock is the kernel's, on the file
-    ``.lock``: it goes with :meth:`close`, at the end of the ``with``, or with the process, however that ends. On a file
-    system without locks ``run.json`` is looked at again before each write, and a run stops where another has begun.
+    ``.lock``: it goes with :meth:`close`, at the end of the ``with``, or with the process, however that ends, and those
+    it has forked. On a file system without locks ``run.json`` is looked at again before each write, and a run stops
+    where another has begun.
 
     Of several processes that share a run, the first alone holds the store.
 

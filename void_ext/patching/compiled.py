@@ -81,6 +81,8 @@ class CompiledCall(Call):
     def close(self) -> None:
         """End the graph: take the norms that are left, and keep no tensor, for each would be an output."""
         if self.streams is not None:
+            if self.last is not None:
+                self.settle(self.last)  # no final norm came by to do it
             self._take_kept()
         self.last = self.settled = self.normed = self.exit = None
 

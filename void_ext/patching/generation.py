@@ -168,7 +168,13 @@ class _Settings:
             wrapped=wrapped,
             offset=self.prompt_length() - self.ids_length(),
             rows=self.rows(),
+            masked=self.mask() is not None and not wrapped,
         )
+
+    def mask(self) -> Tensor | None:
+        """The caller's word on which tokens are real. transformers drops it where that is all of them."""
+        mask = self.kwargs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def rows(self) -> int:
         """Rows of its batch, as far as arguments tell."""
@@ -180,9 +186,9 @@ class _Settings:
         embeds = self.kwargs.get("inputs_embeds")
         given = embeds if embeds is not None else self.ids()
         length = 1 if given is None else int(given.shape[1])  # with no input generation starts from the bos token
-        mask = self.kwargs.get("attention_mask")
+        mask = self.mask()
         # With a cache the caller may pass only the new tokens, but then the mask spans the whole sequence.
-        return max(length, int(mask.shape[1])) if isinstance(mask, Tensor) and mask.dim() == 2 else length
+        return length if mask is None else max(length, int(mask.shape[1]))
 
     def ids(self) -> Tensor | None:
         given: list[Tensor | None] = [self.inputs, self.kwargs.get("input_ids"), self.kwargs.get("inputs")]

@@ -34,6 +34,7 @@ class Generation:
     beams: bool
     offset: int  # position of the first column of the ids that generate() works on
     rows: int  # of its batch
+    masked: bool = False  # the caller gave a mask
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     tokens: Tensor | None = None  # what the next forward consumes
     expected: bool = False  # the next forward is generate()'s own
@@ -245,7 +246,10 @@ class Recorder:
             self.shared.newest = (self.store, self.skipper)
             self._cache = None
         if generation is not None and not generation.started:
-            self.store.begin_generation(generation.prompt_length, generation.mask)
+            all_real = True if generation.masked else None
+            self.store.begin_generation(
+                generation.prompt_length, all_real if generation.mask is None else generation.mask
+            )
             generation.first = start
             self.store.ordered = self.store.ordered and not generation.beams
             generation.started = True

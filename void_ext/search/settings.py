@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,9 +151,9 @@ def searched_units(settings: Settings, fingerprint: Fingerprint) -> dict[str, tu
     found = {kind: units_of(kind, fingerprint.weights, protected) for kind in settings.kinds}
     for kind, candidates in found.items():
         if not greedy.reaches(candidates, settings.budgets[-1]):
-            weight = sum(unit.weight for unit in candidates)
+            weight = math.floor(100 * sum(unit.weight for unit in candidates)) / 100
             raise ValueError(
-                f"budgets: expected at most {weight:.3g} layers, the weight of all {kind} that are not protected, got "
+                f"budgets: expected at most {weight:g} layers, the weight of all {kind} that are not protected, got "
                 f"{settings.budgets[-1]}; take smaller budgets, protect fewer layers, or search whole layers alone"
             )
     return found
