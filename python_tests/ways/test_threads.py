@@ -16,7 +16,7 @@ import torch
 import void_ext
 from void_ext import PromptPlan, RefreshPlan
 from void_ext.counters import PhaseCounters
-from void_ext.patching import recorder
+from void_ext.patching import lengths
 from void_ext.testing.compare import assert_bits_equal
 
 THREADS = 4
@@ -170,7 +170,7 @@ def test_a_cache_that_goes_from_thread_to_thread(
     from transformers import StaticCache
 
     if not asked:
-        monkeypatch.setattr(recorder, "_on_the_host", lambda cache: False)
+        monkeypatch.setattr(lengths, "_on_the_host", lambda cache: False)
     model = tiny("llama")
     cache = StaticCache(config=model.config, max_cache_len=16)
     ids = prompt(2)

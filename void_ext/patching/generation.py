@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
 from void_ext.patching.ledger import cache_in
-from void_ext.patching.recorder import Generation, Recorders
+from void_ext.patching.recorder import Recorders
+from void_ext.patching.running import Generation
 
 
 class _Method:

@@ -15,46 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from void_ext.patching import ledger
 from void_ext.patching.call import Call, Tables
+from void_ext.patching.lengths import CacheLengths, address_of, cache_of, weakly_referable
 from void_ext.patching.recording import Recording
+from void_ext.patching.running import Generation
 from void_ext.patching.schedule import ALL, Schedule
 from void_ext.patching.skipping import Skipper
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
-
-
-@dataclass
-class Generation:
-    """What a running ``generate()`` tells about its forwards."""
-
-    prompt_length: int
-    fresh_cache: bool  # the caller handed no cache over
-    beams: bool
-    offset: int  # position of the first column of the ids that generate() works on
-    rows: int  # of its batch
-    masked: bool = False  # the caller gave a mask
-    mask: Tensor | None = None  # [B, positions so far], as generate() extends it
-    tokens: Tensor | None = None  # what the next forward consumes
-    expected: bool = False  # the next forward is generate()'s own
-    wrapped: bool = False  # somebody else prepares its inputs (PEFT puts virtual tokens before the prompt)
-    started: bool = False
-    first: int = 0  # position where this generation began to write
-    length: int = 0  # of the ids when generate() last asked whether to stop
-    ended: Tensor | None = None  # [B] bool, rows that generate() was told are done
-
-    def take(self, end: int) -> None:
-        """A forward up to position ``end`` whose inputs somebody else prepared; the first one holds the prompt."""
-        if not self.started:
-            self.offset += end - self.prompt_length
-            self.prompt_length = end
-
-    def stop(self, length: int, done: Tensor) -> None:
-        """generate() holds ``length`` ids and was told which rows are done. The last id is not consumed any more."""
-        self.length = length
-        if done.dim() == 1 and done.shape[0] > 1:  # a single row ends with generate(), which the host sees
-            self.ended = self.ended | done if self.ended is not None and self.ended.shape == done.shape else done
 
 
 @dataclass
@@ -62,12 +31,12 @@ class Shared:
     """What the threads that use one patched model have in common.
 
     Attributes:
-        lengths: of each cache: its length, and the version of its content when it had that length.
+        lengths: of the caches that were seen.
         newest: the trace that was begun last, in whichever thread, and what skipped there.
         used: a thread has a recorder already.
     """
 
-    lengths: weakref.WeakKeyDictionary[Any, tuple[int, int | None]] = field(default_factory=weakref.WeakKeyDictionary)
+    lengths: CacheLengths = field(default_factory=CacheLengths)
     newest: tuple[TraceStore, Skipper | None] | None = None
     used: bool = False
 
@@ -140,7 +109,7 @@ class Recorder:
         # A processor or a criterion may run the model for itself inside of generate(); such a forward has no rows.
         self._foreign = generation is not None and not (generation.expected or generation.wrapped)
         if self._foreign:
-            self._start = self._length_of(cache)
+            self._start = self.shared.lengths.of(cache)
         else:
             self._place(cache, batch, length)
         if generation is not None and not self._foreign:
@@ -223,7 +192,7 @@ class Recorder:
         self._clear()
         start = self._start
         if cache is None:
-            cache = _cache_of(output)
+            cache = cache_of(output)
         if call.holes:
             ledger.close(cache, () if call.schedule is None else call.schedule.skipped, start, call.length)
         if call.schedule is not None and call.counters is not None and self.skipper is not None:
@@ -264,15 +233,12 @@ class Recorder:
             call.real,
         )
         self._calls += 1
-        if cache is None or not _weakly_referable(cache):
+        if cache is None or not weakly_referable(cache):
             return
         if self._cache is None or self._cache() is not cache:
             self._cache = weakref.ref(cache)
-        lengths = self.shared.lengths
-        # Of the cache that most calls have the answer is known, and of one that was asked before.
-        if type(cache) is not DynamicCache and (cache in lengths or _counts_on_the_device(cache)):
-            lengths[cache] = (start + call.length, _content_version(_written_keys(cache)))
-        self._rows = _address(cache) if call.batch > 1 else None
+        self.shared.lengths.note(cache, start + call.length)
+        self._rows = address_of(cache) if call.batch > 1 else None
 
     # ---- traces ----
 
@@ -307,21 +273,20 @@ class Recorder:
 
     def recount(self, cache: Any) -> None:
         """``cache`` comes from the caller, who may have reset it: ask it for its length once more."""
-        if cache is not None and _weakly_referable(cache):
-            self.shared.lengths.pop(cache, None)
+        self.shared.lengths.forget(cache)
 
     def _place(self, cache: Any, batch: int, length: int) -> None:
         generation = self.generation
         if generation is not None and not generation.started and generation.fresh_cache and not generation.wrapped:
             start = 0
         else:
-            start = self._length_of(cache)
+            start = self.shared.lengths.of(cache)
         going_on = generation is not None and generation.started
         same_cache = cache is not None and self._cache is not None and self._cache() is cache
         fits = self.store is not None and self.store.batch == batch
         self._start = start
         self._new_trace = not (fits and (going_on or (start > 0 and same_cache)))
-        if batch > 1 and same_cache and not going_on and not self._new_trace and _address(cache) != self._rows:
+        if batch > 1 and same_cache and not going_on and not self._new_trace and address_of(cache) != self._rows:
             self._rows_moved()
 
     def _rows_moved(self) -> None:
@@ -334,24 +299,6 @@ class Recorder:
                 "the same for all rows, or start with a new cache"
             )
         self.store.ordered = False
-
-    def _length_of(self, cache: Any) -> int:
-        """Positions a cache holds. Shapes tell it where they can (and show that it was cropped); else our count."""
-        if cache is None:
-            return 0
-        if isinstance(cache, (tuple, list)):
-            return int(cache[0][0].shape[-2]) if cache and cache[0] is not None else 0
-        known = None
-        if type(cache) is not DynamicCache and _weakly_referable(cache):
-            known = self.shared.lengths.get(cache)
-        if known is not None:
-            # A static cache answers with a device tensor: it is asked only if somebody (reset()) has written to it.
-            length, version = known
-            keys = _written_keys(cache)
-            unseen = version is None and _on_the_host(keys)  # inference tensors do not tell of writes: asking is cheap
-            if version == _content_version(keys) and not unseen:
-                return length
-        return int(cache.get_seq_length())
 
     def _phases_of(self, start: int, length: int) -> list[int]:
         if self.forced_phase is not None:
@@ -379,44 +326,3 @@ def _real_columns(mask: Any, start: int, length: int) -> Tensor | None:
         own = mask[:, 0].diagonal(offset=start, dim1=-2, dim2=-1)[:, :length]
         return own if own.dtype == torch.bool else own == 0
     return None
-
-
-def _counts_on_the_device(cache: Any) -> bool:
-    """Whether a cache has its length in a tensor. It asks layer after layer."""
-    return bool(getattr(cache, "is_compileable", False))
-
-
-def _on_the_host(keys: Tensor | None) -> bool:
-    return keys is None or keys.device.type == "cpu"
-
-
-def _cache_of(output: Any) -> Any:
-    if isinstance(output, dict):
-        return ledger.cache_in(output)
-    if isinstance(output, tuple):
-        return next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return None
-
-
-def _written_keys(cache: Any) -> Tensor | None:
-    """The keys of the first layer that is written to."""
-    for layer in getattr(cache, "layers", ()):
-        keys = getattr(layer, "keys", None)
-        if isinstance(keys, Tensor) and not isinstance(layer, ledger.SkippedSlot):
-            return keys
-    return None
-
-
-def _content_version(keys: Tensor | None) -> int | None:
-    """A number that changes with every write to the keys of a cache; None where there is none."""
-    return None if keys is None or keys.is_inference() else keys._version
-
-
-def _address(cache: Any) -> int | None:
-    """Where the first keys of a cache begin. Cropping leaves them there, moving rows does not."""
-    keys = _written_keys(cache)
-    return None if keys is None or torch.compiler.is_compiling() else keys.data_ptr()
-
-
-def _weakly_referable(value: Any) -> bool:
-    return not isinstance(value, (tuple, list)) and hasattr(type(value), "__weakref__")

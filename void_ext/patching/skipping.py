@@ -24,7 +24,7 @@ from void_ext.policies import History, check_decision
 from void_ext.store import PHASES, PROMPT, RESPONSE, TraceStore
 
 if TYPE_CHECKING:
-    from void_ext.patching.recorder import Generation
+    from void_ext.patching.running import Generation
 
 
 @dataclass(frozen=True)
