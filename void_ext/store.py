@@ -141,21 +141,21 @@ class TraceStore:
         else:
             table[:, start:end].fill_(value)
 
-    def begin_generation(self, prompt_length: int, mask: Tensor | bool | None) -> None:
+    def begin_generation(self, prompt_length: int, mask: Tensor | bool) -> None:
         """What was generated before is part of the prompt now; ``mask`` is the caller's word on which of it is real.
 
         It is the last word: the eos that a row of a batch ended with counts if the next turn says so, as it does in a
-        row alone, or without the cache. True: all of it. None: the caller said nothing.
+        row alone, or without the cache. True: all of it is real. False: the caller said nothing.
         """
         written = [position for position in range(min(self.length, prompt_length)) if self.phase[position] != _UNSEEN]
         for position in written:
             self.phase[position] = PROMPT
-        if mask is None or not written:
+        if mask is False or not written:
             return
         end = written[-1] + 1
         where: slice | list[int] = slice(0, end) if len(written) == end else written
-        if isinstance(mask, bool):
-            self._tables["mask"][:, where] = mask
+        if mask is True:
+            self._tables["mask"][:, where] = True
         elif mask.shape[0] == self.batch and mask.shape[1] >= end:
             self._tables["mask"][:, where] = mask[:, where].to(self.device) != 0
 

@@ -25,18 +25,24 @@ __device__ __forceinline__ float squares_of(const typename Element<T>::Bits* row
   return squares.total();
 }
 
+// The rows of one stream, a block's share of them.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const RowL2NormArgs args) {
-  using Bits = typename Element<T>::Bits;
-  wait_for_stream();
-  for (int64_t row = first_row(); row < args.rows; row += row_step()) {
-    const Bits* stream = static_cast<const Bits*>(args.stream) + row * args.stream_stride;
-    float sum[1] = {squares_of<T, kAligned>(stream, args.width)};
+__device__ __forceinline__ void norms_of(const void* stream, int64_t stream_stride, float* norms, int64_t norms_stride,
+                                         int64_t rows, int64_t width) {
+  for (int64_t row = first_row(); row < rows; row += row_step()) {
+    const auto* elements = static_cast<const typename Element<T>::Bits*>(stream) + row * stream_stride;
+    float sum[1] = {squares_of<T, kAligned>(elements, width)};
     let_next_begin();
     row_sum(sum);
-    if (threadIdx.x == 0) args.norms[row * args.norms_stride] = __fsqrt_rn(sum[0]);
-    before_next_row(row, args.rows);
+    if (threadIdx.x == 0) norms[row * norms_stride] = __fsqrt_rn(sum[0]);
+    before_next_row(row, rows);
   }
+}
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreadsPerRow, 2) row_l2norm_kernel(const RowL2NormArgs args) {
+  wait_for_stream();
+  norms_of<T, kAligned>(args.stream, args.stream_stride, args.norms, args.norms_stride, args.rows, args.width);
 }
 
 // ---- launch ---------------------------------------------------------------------------------------------------------

@@ -8,18 +8,10 @@ namespace void_ext::kernels {
 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreadsPerRow, 2) streams_l2norm_kernel(const StreamsL2NormArgs args) {
-  using Bits = typename Element<T>::Bits;
-  const Bits* stream = static_cast<const Bits*>(args.stream[blockIdx.y]);
-  const int64_t stride = args.stream_stride[blockIdx.y];
-  float* norms = args.norms + blockIdx.y * args.column_stride;
+  const unsigned i = blockIdx.y;
   wait_for_stream(gridDim.x * gridDim.y);
-  for (int64_t row = first_row(); row < args.rows; row += row_step()) {
-    float sum[1] = {squares_of<T, kAligned>(stream + row * stride, args.width)};
-    let_next_begin();
-    row_sum(sum);
-    if (threadIdx.x == 0) norms[row * args.norms_stride] = __fsqrt_rn(sum[0]);
-    before_next_row(row, args.rows);
-  }
+  norms_of<T, kAligned>(args.stream[i], args.stream_stride[i], args.norms + i * args.column_stride, args.norms_stride,
+                        args.rows, args.width);
 }
 
 // ---- launch ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""How long caches are, without asking the device: where a cache has its length in a tensor it is counted."""
+"""What a cache tells without asking the device: how long it is (where it has that in a tensor we count), and where its
+keys are."""
 
 from __future__ import annotations
 

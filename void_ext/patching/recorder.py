@@ -215,10 +215,8 @@ class Recorder:
             self.shared.newest = (self.store, self.skipper)
             self._cache = None
         if generation is not None and not generation.started:
-            all_real = True if generation.masked else None
-            self.store.begin_generation(
-                generation.prompt_length, all_real if generation.mask is None else generation.mask
-            )
+            said = generation.masked if generation.mask is None else generation.mask
+            self.store.begin_generation(generation.prompt_length, said)
             generation.first = start
             self.store.ordered = self.store.ordered and not generation.beams
             generation.started = True

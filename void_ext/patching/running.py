@@ -16,7 +16,7 @@ class Generation:
     beams: bool
     offset: int  # position of the first column of the ids that generate() works on
     rows: int  # of its batch
-    masked: bool = False  # the caller gave a mask
+    masked: bool = False  # the caller gave a mask: where it is not seen again, it was all ones
     mask: Tensor | None = None  # [B, positions so far], as generate() extends it
     tokens: Tensor | None = None  # what the next forward consumes
     expected: bool = False  # the next forward is generate()'s own
