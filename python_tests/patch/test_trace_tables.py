@@ -143,3 +143,26 @@ def test_no_active_layer_exits_with_the_embedding(family: str, tiny: Any, padded
     assert handle.trace is not None
     assert not bool(handle.trace.prompt.active().any())
     assert torch.equal(logits, model.lm_head(norm(entered[0])))
+
+
+@torch.no_grad()
+def test_a_stream_that_lies_otherwise_in_memory(tiny: Any, padded_batch: Any) -> None:
+    """A hook leaves rows that are not neighbours from one layer on; the norms of those before are taken as ever."""
+    ids, mask = padded_batch
+
+    def turn(module: Any, args: Any, output: Any) -> Any:
+        stream = first(output)
+        turned = stream.transpose(0, 1).contiguous().transpose(0, 1)
+        assert not turned.is_contiguous()
+        return like(output, turned)
+
+    for family in ("llama", "gpt2"):
+        model = tiny(family)
+        with void_ext.patch(model) as handle:
+            model(input_ids=ids, attention_mask=mask)
+            assert handle.trace is not None
+            expected = handle.trace.prompt.norms
+            layers = model.model.layers if family == "llama" else model.transformer.h
+            layers[2].register_forward_hook(turn)
+            model(input_ids=ids, attention_mask=mask)
+            close(handle.trace.prompt.norms, expected, rtol=1e-5)

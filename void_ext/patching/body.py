@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -47,7 +46,7 @@ class BeginCall:
                     )
             self.open(module, arguments)
 
-    def open(self, module: nn.Module, arguments: Mapping[str, Any], *how: Any) -> None:
+    def open(self, module: nn.Module, arguments: dict[str, Any], *how: Any) -> None:
         """Begin a call of the body with these arguments, recorded in the way that ``how`` says (Recorder.begin)."""
         if self.fused is not None and self.forward is not (now := type(self.fused).forward) and self._is_other(now):
             raise RuntimeError(

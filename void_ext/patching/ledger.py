@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ _KNOWN_LAYERS = tuple(
 _CROPS_TO = "max_length" in inspect.signature(DynamicLayer.crop).parameters  # transformers 4.57
 
 
-def cache_in(arguments: Mapping[str, Any]) -> Any:
+def cache_in(arguments: dict[str, Any]) -> Any:
     """The cache among a forward's keyword arguments or outputs; transformers 5.24 renamed it. An empty one is false."""
-    cache = arguments.get("past_key_values")
-    return arguments.get("cache") if cache is None else cache
+    # Not by their own get(): outputs of transformers 5.24 warn of the old name there.
+    cache = dict.get(arguments, "cache")
+    return dict.get(arguments, "past_key_values") if cache is None else cache
 
 
 class CacheHoleError(RuntimeError):

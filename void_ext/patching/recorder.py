@@ -86,7 +86,7 @@ class Recorder:
 
     def begin(
         self,
-        arguments: Mapping[str, Any],
+        arguments: dict[str, Any],
         attentions: bool = False,
         kind: type[Call] = Call,
         settings: Mapping[str, Any] = MappingProxyType({}),
